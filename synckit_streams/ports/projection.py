@@ -1,0 +1,55 @@
+"""What a read model must do: apply a batch, and reset."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from synckit_streams.model.event import Stored
+from synckit_streams.ports.store import Transaction
+
+
+class Change(NamedTuple):
+    """How a batch changed what one aggregate resolves to.
+
+    Args:
+        topic: Of the aggregate.
+        aggregate_id: Which one.
+        previous: The data that *this projection* last applied for it; None at first. Retract it.
+        current: The data that it resolves to now. Add it.
+    """
+
+    topic: str
+    aggregate_id: str
+    previous: Any
+    current: Any
+
+
+class Batch(NamedTuple):
+    """A page of the log for a projection.
+
+    Args:
+        stored: The events in commit order, each fact once (twins are left out).
+        changes: For a projection with `resolved = True`: one per aggregate that the page touches.
+    """
+
+    stored: Sequence[Stored]
+    changes: Sequence[Change] = ()
+
+
+@runtime_checkable
+class Projection(Protocol):
+    """A read model. `apply` and the offset commit in one transaction, so each event counts exactly once."""
+
+    name: str
+    topics: Sequence[str]
+    types: Sequence[str]
+    """Empty for every type."""
+    resolved: bool
+    """Whether it wants `Batch.changes`: the aggregates as the node's resolver sees them."""
+
+    async def apply(self, batch: Batch, tx: Transaction) -> None:
+        """Change the read model."""
+
+    async def reset(self, tx: Transaction) -> None:
+        """Make the read model empty (its tables included, if they are not there yet)."""

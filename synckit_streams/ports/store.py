@@ -1,0 +1,279 @@
+"""What a store must do: one append transaction that decides everything, paged reads, and nothing else.
+
+`append` allocates numbers and contexts, removes duplicates, holds what is early, and moves the reader's offset, all in
+one transaction. How it decides is the same for every store (`synckit_streams.sync.ledger`); a store reads the facts
+that the ledger wants and writes the rows that it returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import msgspec
+
+from synckit_streams.model.clock import Key
+from synckit_streams.model.event import Draft, Event, Offset, Stored
+from synckit_streams.model.seen import Interval, Seen
+
+
+class StoreFeatures(msgspec.Struct, frozen=True, kw_only=True):
+    """What a store can do.
+
+    Args:
+        durable: What was appended survives a crash of the process and of the machine.
+        atomic_offsets: A projection's effect and its offset commit together.
+        sql: `Transaction.execute` takes SQL.
+        listen: `wait` wakes for what *another process* wrote.
+        shared: Many processes may have it open.
+    """
+
+    durable: bool
+    atomic_offsets: bool = True
+    sql: bool = False
+    listen: bool = False
+    shared: bool = False
+
+
+class Place(NamedTuple):
+    """Where a message was read: the reader (a key of `append(offsets=…)`) and the position."""
+
+    reader: str
+    position: int
+
+
+class Arrival(NamedTuple):
+    """Something that was received.
+
+    Args:
+        event: None when not even the header could be read.
+        hash: `event_hash`, checked by whoever decoded it.
+        place: Where it was read; None when it did not come from a log.
+        raw: The message's bytes, kept only for quarantine.
+        reason: Why it cannot be taken; "" when it can.
+    """
+
+    event: Event | None
+    hash: bytes
+    place: Place | None
+    raw: bytes = b""
+    reason: str = ""
+
+
+class Summary(NamedTuple):
+    """What a store holds of one topic.
+
+    Args:
+        seen: Which events.
+        sums: Per origin, the sum of their hashes modulo 2^256.
+        held: Keys that wait for a cause.
+        wanted: For each cause that somebody waits for and that is not here, in sorted order: its key.
+        refused: Keys that were refused, with the reason.
+        voids: Keys declared lost for good.
+    """
+
+    seen: Seen
+    sums: Mapping[str, int]
+    held: tuple[Key, ...] = ()
+    wanted: tuple[Key, ...] = ()
+    refused: Mapping[Key, str] = {}
+    voids: frozenset[Key] = frozenset()
+
+
+class PlaceRun(NamedTuple):
+    """Where a run of events of one origin was last read: event `first + i` at `positions[i]`."""
+
+    reader: str
+    topic: str
+    origin: str
+    first: int
+    positions: Sequence[int]
+
+
+class Reuse(NamedTuple):
+    """One key with two contents: which hash stays under the key, and the event issued again."""
+
+    key: Key
+    kept: bytes
+    reissued: Event
+
+
+class AppendResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What one append did, all of it durable.
+
+    Args:
+        appended: One per draft, in the drafts' order; an event that was already there when the id repeats.
+        fresh: How many of `appended` are new.
+        stored: Received events that entered the log, the released ones included, in commit order.
+        released: How many of `stored` had been held.
+        duplicates: How many received events were here already.
+        held: Keys that now wait for a cause.
+        dropped: Keys let go because too many are held; they come again.
+        quarantined: Reasons, one for each arrival that was set aside.
+        twins: Pairs (key, id) stored although the id is there under another key *with other content*.
+        reused: Keys that came with two contents.
+        runs: Where the arrivals were read.
+        summaries: Of the topics that changed.
+    """
+
+    appended: tuple[Stored, ...] = ()
+    fresh: int = 0
+    stored: tuple[Stored, ...] = ()
+    released: int = 0
+    duplicates: int = 0
+    held: tuple[Key, ...] = ()
+    dropped: tuple[Key, ...] = ()
+    quarantined: tuple[str, ...] = ()
+    twins: tuple[tuple[Key, str], ...] = ()
+    reused: tuple[Reuse, ...] = ()
+    runs: tuple[PlaceRun, ...] = ()
+    summaries: Mapping[str, Summary] = {}
+
+
+class Quarantined(NamedTuple):
+    """One arrival that was set aside: why, where it was read, and its bytes."""
+
+    position: int
+    reason: str
+    reader: str
+    place: int
+    raw: bytes
+
+
+class Opening(msgspec.Struct, frozen=True, kw_only=True):
+    """Who opens a store, and how.
+
+    Args:
+        node: The node id.
+        topics: The topics that this node replicates; `after` on any other topic delays nothing.
+        held_max: How many events may wait for their causes.
+        clock_leap_ms_max: How far ahead of its last write this machine's clock may be.
+        dice: Random bytes; injected so that a simulation replays.
+    """
+
+    node: str
+    topics: tuple[str, ...]
+    held_max: int = 10_000
+    clock_leap_ms_max: int = 10 * 60 * 1000
+    dice: Callable[[int], bytes]
+
+
+class Transaction(Protocol):
+    """One open transaction of the store: a projection's effect and its offset."""
+
+    async def execute(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """Run one statement of the store's SQL, and return its rows.
+
+        Raises:
+            FeatureUnsupported: the store has no SQL.
+        """
+
+    async def execute_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
+        """Run one statement for each row, in one call."""
+
+    async def offset(self, consumer: str) -> Offset | None:
+        """Where a consumer stands, as this transaction sees it."""
+
+    async def set_offset(self, consumer: str, offset: Offset) -> None:
+        """Move a consumer."""
+
+
+@runtime_checkable
+class EventStore(Protocol):
+    """One node's log. Made by `Class(url, **options)`.
+
+    Every method may raise `StoreBusy`, `StoreFull`, `StoreCorrupt` or `StoreClosed`, and no exception of the driver's.
+    """
+
+    @property
+    def features(self) -> StoreFeatures:
+        """What it can do."""
+
+    @property
+    def id(self) -> str:
+        """Identity of the log; known after `open`."""
+
+    @property
+    def origin(self) -> str:
+        """Under which origin the next local event is numbered; drawn at the first write after an open."""
+
+    async def open(self, opening: Opening) -> None:
+        """Take the store for a node.
+
+        Raises:
+            StoreInUse: another node has it.
+            StoreCorrupt: not a store, or damaged.
+            SchemaNewer: written by a newer version.
+        """
+
+    async def close(self) -> None:
+        """Give it back; a clean close lets the next open keep the incarnation. May be called twice."""
+
+    async def append(
+        self,
+        drafts: Sequence[Draft] = (),
+        received: Sequence[Arrival] = (),
+        *,
+        now_ms: int,
+        offsets: Mapping[str, Offset] | None = None,
+        voids: Sequence[Key] = (),
+        forget: Sequence[str] = (),
+        traceparent: str = "",
+    ) -> AppendResult:
+        """One transaction: number and store the drafts, take what was received, move the readers.
+
+        For drafts it raises; for received events it never does because of their content.
+
+        Args:
+            drafts: Written here.
+            received: Arrived, in the order of arrival.
+            now_ms: Wall clock, in milliseconds since 1970; the caller is the only one who reads a clock.
+            offsets: Where each reader stands once this is committed.
+            voids: Keys that nobody holds any more: what waits for them is released.
+            forget: Readers whose log was lost or put back: the places read in it are void.
+            traceparent: W3C trace context that the drafts carry.
+
+        Raises:
+            IdReused, Invalid, TooLarge, CauseUnknown, ClockSkew: about the drafts; nothing was written.
+        """
+
+    async def log(self, topic: str | None = None, *, after: Offset | None, limit: int) -> Sequence[Stored]:
+        """The next page of the log, in commit order.
+
+        Raises:
+            Invalid: `after` is of another log.
+        """
+
+    async def end(self) -> Offset:
+        """The last position of the log."""
+
+    async def topics(self) -> Sequence[str]:
+        """Every topic of which the store holds an event, sorted."""
+
+    async def aggregate(self, topic: str, aggregate_id: str) -> Sequence[Event]:
+        """Every event of one aggregate, twins included, in commit order."""
+
+    async def aggregates(self, topic: str, *, after: str, limit: int) -> Sequence[str]:
+        """The next page of aggregate ids of a topic, in code point order; "" starts."""
+
+    async def summary(self, topic: str) -> Summary:
+        """What the store holds of a topic."""
+
+    async def events(self, topic: str, origin: str, interval: Interval, *, limit: int) -> Sequence[tuple[Event, bytes]]:
+        """Events of one origin with their hashes, ascending by `seq`, at most `limit`."""
+
+    async def runs(self, reader: str) -> Sequence[PlaceRun]:
+        """Where this reader read what; oldest first."""
+
+    async def offset(self, consumer: str) -> Offset | None:
+        """Where a consumer stands; None if it never read."""
+
+    async def quarantine(self, *, after: int, limit: int) -> Sequence[Quarantined]:
+        """What was set aside, oldest first."""
+
+    def transaction(self) -> AbstractAsyncContextManager[Transaction]:
+        """A transaction of its own; it commits when the block ends, and rolls back when it raises."""
+
+    def watch(self) -> AsyncIterator[None]:
+        """Yields each time the log has grown since the last look; wakes are merged."""

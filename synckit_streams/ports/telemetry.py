@@ -1,0 +1,110 @@
+"""What happened, told to whoever watches: one Observer, frozen detail records, no metrics library.
+
+Every step that an operator will ask about calls `Observer.observe` with one record. Durations are in seconds, sizes in
+bytes. An observer must be quick and must not raise; what it raises is logged once and dropped.
+
+A trace follows an event by *links*: the writer's context is stored in the event (`Event.traceparent`), and whoever
+receives it hours later starts a trace of its own that links to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol, runtime_checkable
+
+import msgspec
+
+
+class Detail(msgspec.Struct, frozen=True, kw_only=True):
+    """The root of the records: which node it was."""
+
+    node: str
+
+
+class Appended(Detail, frozen=True, kw_only=True):
+    """Local events became durable."""
+
+    topics: Sequence[str]
+    events: int
+    duration_s: float
+
+
+class Published(Detail, frozen=True, kw_only=True):
+    """The broker acknowledged messages. `again` counts the events that had been published before."""
+
+    connector: str
+    topic: str
+    events: int
+    messages: int
+    bytes: int
+    again: int
+    duration_s: float
+
+
+class Received(Detail, frozen=True, kw_only=True):
+    """A batch from the broker was durably committed, with the reader's offset. `traceparents` is capped at 32."""
+
+    connector: str
+    topic: str
+    messages: int
+    bytes: int
+    stored: int
+    duplicates: int
+    held: int
+    dropped: int
+    quarantined: int
+    skew_ms: int
+    """How far the greatest received clock was ahead of ours."""
+    traceparents: Sequence[str]
+    duration_s: float
+
+
+class Synced(Detail, frozen=True, kw_only=True):
+    """One `sync()` ended; `error` is the code of what stopped it, or ""."""
+
+    pushed: int
+    pulled: int
+    conflicts: int
+    complete: bool
+    error: str
+    duration_s: float
+
+
+class Projected(Detail, frozen=True, kw_only=True):
+    """A projection committed a batch with its offset."""
+
+    projection: str
+    events: int
+    duration_s: float
+
+
+class Link(Detail, frozen=True, kw_only=True):
+    """The connection to a broker changed: `up`, `down`, and why."""
+
+    connector: str
+    up: bool
+    reason: str = ""
+
+
+class Alarmed(Detail, frozen=True, kw_only=True):
+    """Something that must not be passed over in silence; the kinds are those of `sync.protocol.Alarm`."""
+
+    kind: str
+    topic: str
+    evidence: str
+
+
+@runtime_checkable
+class Observer(Protocol):
+    """Whoever watches."""
+
+    def operation(self, name: str, *, node: str) -> AbstractContextManager[str]:
+        """Around `append`, `sync`, `publish` and `receive`; gives the W3C traceparent to store, "" for none."""
+
+    def observe(self, detail: Detail) -> None:
+        """One thing that happened."""
+
+
+Clock = Callable[[], float]
+"""Monotonic seconds."""
