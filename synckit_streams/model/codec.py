@@ -249,7 +249,9 @@ def json_strict(raw: bytes | str) -> Any:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
-            twice = next(name for at, (name, _) in enumerate(pairs) if any(name == later for later, _ in pairs[at + 1 :]))
+            twice = next(
+                name for at, (name, _) in enumerate(pairs) if any(name == later for later, _ in pairs[at + 1 :])
+            )
             raise Invalid(f"the name {twice!r} stands twice in one JSON object")
         return found
 

@@ -177,4 +177,3 @@ class Stored(msgspec.Struct, frozen=True, gc=False):
     def offset(self) -> Offset:
         """Where a reader stands that has read this event."""
         return Offset(self.log, self.position)
-

@@ -145,11 +145,13 @@ class Seen:
 
     def gaps(self) -> Seen:
         """What is missing below the highest number seen of each origin."""
-        return Seen({
-            origin: rest
-            for origin, intervals in self.ranges.items()
-            if (rest := minus(((1, intervals[-1][1]),), intervals))
-        })
+        return Seen(
+            {
+                origin: rest
+                for origin, intervals in self.ranges.items()
+                if (rest := minus(((1, intervals[-1][1]),), intervals))
+            }
+        )
 
     def intervals_count(self) -> int:
         """How many intervals there are in all: the size of the summary."""

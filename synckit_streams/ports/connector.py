@@ -15,6 +15,8 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 
+from synckit_streams.model.exchange import Bounds as Bounds
+
 
 class Features(msgspec.Struct, frozen=True, kw_only=True):
     """What a connector can do. What is False raises `FeatureUnsupported` when asked for.
@@ -54,20 +56,6 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     partition_key: str
     headers: Mapping[str, str]
     body: bytes
-
-
-class Bounds(NamedTuple):
-    """Where a partition's log begins and ends now.
-
-    Args:
-        identity: Of the log itself: another one after it was deleted and made again.
-        first: Position of the oldest message that is still there; `end` when the log is empty.
-        end: Position that the next message will get (or any number below it and above the last message).
-    """
-
-    identity: str
-    first: int
-    end: int
 
 
 class Lag(NamedTuple):

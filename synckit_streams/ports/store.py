@@ -15,7 +15,8 @@ import msgspec
 
 from synckit_streams.model.clock import Key
 from synckit_streams.model.event import Draft, Event, Offset, Stored
-from synckit_streams.model.seen import Interval, Seen
+from synckit_streams.model.exchange import AppendResult, Arrival, PlaceRun, Summary
+from synckit_streams.model.seen import Interval
 
 
 class StoreFeatures(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,101 +37,6 @@ class StoreFeatures(msgspec.Struct, frozen=True, kw_only=True):
     shared: bool = False
 
 
-class Place(NamedTuple):
-    """Where a message was read: the reader (a key of `append(offsets=…)`) and the position."""
-
-    reader: str
-    position: int
-
-
-class Arrival(NamedTuple):
-    """Something that was received.
-
-    Args:
-        event: None when not even the header could be read.
-        hash: `event_hash`, checked by whoever decoded it.
-        place: Where it was read; None when it did not come from a log.
-        raw: The message's bytes, kept only for quarantine.
-        reason: Why it cannot be taken; "" when it can.
-    """
-
-    event: Event | None
-    hash: bytes
-    place: Place | None
-    raw: bytes = b""
-    reason: str = ""
-
-
-class Summary(NamedTuple):
-    """What a store holds of one topic.
-
-    Args:
-        seen: Which events.
-        sums: Per origin, the sum of their hashes modulo 2^256.
-        held: Keys that wait for a cause.
-        wanted: For each cause that somebody waits for and that is not here, in sorted order: its key.
-        refused: Keys that were refused, with the reason.
-        voids: Keys declared lost for good.
-    """
-
-    seen: Seen
-    sums: Mapping[str, int]
-    held: tuple[Key, ...] = ()
-    wanted: tuple[Key, ...] = ()
-    refused: Mapping[Key, str] = {}
-    voids: frozenset[Key] = frozenset()
-
-
-class PlaceRun(NamedTuple):
-    """Where a run of events of one origin was last read: event `first + i` at `positions[i]`."""
-
-    reader: str
-    topic: str
-    origin: str
-    first: int
-    positions: Sequence[int]
-
-
-class Reuse(NamedTuple):
-    """One key with two contents: which hash stays under the key, and the event issued again."""
-
-    key: Key
-    kept: bytes
-    reissued: Event
-
-
-class AppendResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What one append did, all of it durable.
-
-    Args:
-        appended: One per draft, in the drafts' order; an event that was already there when the id repeats.
-        fresh: How many of `appended` are new.
-        stored: Received events that entered the log, the released ones included, in commit order.
-        released: How many of `stored` had been held.
-        duplicates: How many received events were here already.
-        held: Keys that now wait for a cause.
-        dropped: Keys let go because too many are held; they come again.
-        quarantined: Reasons, one for each arrival that was set aside.
-        twins: Pairs (key, id) stored although the id is there under another key *with other content*.
-        reused: Keys that came with two contents.
-        runs: Where the arrivals were read.
-        summaries: Of the topics that changed.
-    """
-
-    appended: tuple[Stored, ...] = ()
-    fresh: int = 0
-    stored: tuple[Stored, ...] = ()
-    released: int = 0
-    duplicates: int = 0
-    held: tuple[Key, ...] = ()
-    dropped: tuple[Key, ...] = ()
-    quarantined: tuple[str, ...] = ()
-    twins: tuple[tuple[Key, str], ...] = ()
-    reused: tuple[Reuse, ...] = ()
-    runs: tuple[PlaceRun, ...] = ()
-    summaries: Mapping[str, Summary] = {}
-
-
 class Quarantined(NamedTuple):
     """One arrival that was set aside: why, where it was read, and its bytes."""
 
@@ -148,14 +54,12 @@ class Opening(msgspec.Struct, frozen=True, kw_only=True):
         node: The node id.
         topics: The topics that this node replicates; `after` on any other topic delays nothing.
         held_max: How many events may wait for their causes.
-        clock_leap_ms_max: How far ahead of its last write this machine's clock may be.
         dice: Random bytes; injected so that a simulation replays.
     """
 
     node: str
     topics: tuple[str, ...]
     held_max: int = 10_000
-    clock_leap_ms_max: int = 10 * 60 * 1000
     dice: Callable[[int], bytes]
 
 
@@ -235,7 +139,7 @@ class EventStore(Protocol):
             traceparent: W3C trace context that the drafts carry.
 
         Raises:
-            IdReused, Invalid, TooLarge, CauseUnknown, ClockSkew: about the drafts; nothing was written.
+            IdReused, Invalid, TooLarge, CauseUnknown: about the drafts; nothing was written.
         """
 
     async def log(self, topic: str | None = None, *, after: Offset | None, limit: int) -> Sequence[Stored]:
@@ -255,7 +159,7 @@ class EventStore(Protocol):
         """Every event of one aggregate, twins included, in commit order."""
 
     async def aggregates(self, topic: str, *, after: str, limit: int) -> Sequence[str]:
-        """The next page of aggregate ids of a topic, in code point order; "" starts."""
+        """The next page of aggregate ids of a topic, in an order of the store's own that never changes; "" starts."""
 
     async def summary(self, topic: str) -> Summary:
         """What the store holds of a topic."""
@@ -268,6 +172,9 @@ class EventStore(Protocol):
 
     async def offset(self, consumer: str) -> Offset | None:
         """Where a consumer stands; None if it never read."""
+
+    async def offsets(self) -> Mapping[str, Offset]:
+        """Every consumer and where it stands."""
 
     async def quarantine(self, *, after: int, limit: int) -> Sequence[Quarantined]:
         """What was set aside, oldest first."""

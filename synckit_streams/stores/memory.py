@@ -1,0 +1,305 @@
+"""The reference store: everything in memory, the same ledger, the same contract.
+
+A `MemoryDisk` is what survives the process in a simulation: it can be copied and put back like a real one. A user's
+`memory:` store has one of its own, which ends with it.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from synckit_streams.errors import ConfigError, Invalid
+from synckit_streams.model.clock import Key
+from synckit_streams.model.codec import node_of
+from synckit_streams.model.event import Event, Offset, Stored
+from synckit_streams.model.exchange import PlaceRun
+from synckit_streams.model.seen import Interval
+from synckit_streams.ports.store import Opening, Quarantined, StoreFeatures, Transaction
+from synckit_streams.stores.commits import CommitQueue
+from synckit_streams.stores.ledger_store import LedgerStore, Probe
+from synckit_streams.sync.ledger import Changes, Fork, Known, Ledger, Row, Wants
+
+
+class MemoryDisk:
+    """Everything that a memory store keeps. `copy` is a backup; `token` is what lies *beside* the store."""
+
+    def __init__(self) -> None:
+        self.meta: dict[str, str] = {}
+        self.rows: list[Row] = []
+        self.ids: dict[str, int] = {}
+        self.keys: dict[Key, int] = {}
+        self.aggregates: dict[Fork, list[int]] = {}
+        self.held: dict[Key, tuple[Event, bytes]] = {}
+        self.quarantine: list[Quarantined] = []
+        self.refused: dict[Key, str] = {}
+        self.voids: set[Key] = set()
+        self.offsets: dict[str, Offset] = {}
+        self.runs: list[PlaceRun] = []
+        self.token = ""
+
+    def copy(self) -> MemoryDisk:
+        """A copy of the store, without the token that lies beside it."""
+        copy = MemoryDisk()
+        for name in ("meta", "rows", "ids", "keys", "held", "quarantine", "refused", "voids", "offsets", "runs"):
+            setattr(copy, name, getattr(self, name).copy())
+        copy.aggregates = {fork: list(positions) for fork, positions in self.aggregates.items()}
+        return copy
+
+
+class MemoryStore(LedgerStore):
+    """A store without a file.
+
+    Args:
+        url: `memory:`.
+        disk: What to open; None makes a new one.
+        probe: See `Probe`.
+    """
+
+    def __init__(self, url: str = "memory:", *, disk: MemoryDisk | None = None, probe: Probe | None = None) -> None:
+        if url.partition(":")[2].strip("/"):
+            raise ConfigError(f"{url!r} has a name, but a memory store is nobody else's", hint="write memory:")
+        super().__init__("the memory store", threads=False, probe=probe)
+        self.features = StoreFeatures(durable=False, sql=True)
+        self.disk = disk or MemoryDisk()
+        self._own: dict[str, Offset] = {}
+        self._models = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+
+    def _open(self, opening: Opening) -> str:
+        meta = self.disk.meta
+        token, self.disk.token = self.disk.token, ""
+        clean = meta.pop("clean", "")
+        if "store" not in meta:
+            meta["store"] = opening.dice(16).hex()
+        self.id = meta["store"]
+        origin = meta.get("origin", "")
+        return origin if token and token == clean and node_of(origin) == opening.node else ""
+
+    def _close(self, origin: str) -> None:
+        if origin:
+            assert self._opening is not None
+            self.disk.meta["clean"] = self.disk.token = self._opening.dice(16).hex()
+
+    def _load(self, ledger: Ledger, node: str) -> None:
+        for _, event, hash, _ in self.disk.rows:
+            stream = ledger.stream(event.topic, event.origin)
+            stream.add(event.seq, hash)
+            stream.at_packed = max(stream.at_packed, event.at_packed)
+            if node_of(event.origin) == node:
+                ledger.at_packed = max(ledger.at_packed, event.at_packed)
+        ledger.position = len(self.disk.rows)
+        ledger.voids.update(self.disk.voids)
+        ledger.refused.update(self.disk.refused)
+        for event, hash in self.disk.held.values():
+            ledger.hold(event, hash)
+
+    def _facts(self, wants: Wants) -> MemoryFacts:
+        return MemoryFacts(self.disk, self.id)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        yield
+        self._probe("committed")
+
+    def _write(self, changes: Changes, origin: str) -> None:
+        self._probe("commit")  # everything below happens at once
+        disk = self.disk
+        for position, event, hash in changes.rekeyed:
+            old = disk.rows[position - 1]
+            disk.keys.pop(old.event.key, None)
+            if disk.ids.get(old.event.id) == position:
+                del disk.ids[old.event.id]
+            disk.aggregates[old.event.topic, old.event.aggregate_id].remove(position)
+            self._put(Row(position, event, hash, old.twin))
+        for row in changes.rows:
+            disk.rows.append(row)
+            self._put(row)
+        if origin:
+            disk.meta["origin"] = origin
+        for key in changes.held_gone:
+            disk.held.pop(key, None)
+        disk.held.update(changes.held_added)
+        for arrival, reason, refused in changes.asides:
+            reader, place = arrival.place or ("", 0)
+            disk.quarantine.append(Quarantined(len(disk.quarantine) + 1, reason, reader, place, arrival.raw))
+            if refused is not None:
+                disk.refused[refused] = reason
+        disk.voids.update(changes.voids)
+        if changes.forget:
+            disk.runs = [run for run in disk.runs if run.reader not in changes.forget]
+        disk.runs.extend(changes.runs)
+        disk.offsets.update(changes.offsets)
+
+    def _put(self, row: Row) -> None:
+        event, disk = row.event, self.disk
+        disk.rows[row.position - 1] = row
+        disk.keys[event.key] = row.position
+        disk.ids.setdefault(event.id, row.position)
+        disk.aggregates.setdefault((event.topic, event.aggregate_id), []).append(row.position)
+
+    # --- reading -----------------------------------------------------------------------------------------------------
+
+    def _stored(self, row: Row) -> Stored:
+        return Stored(row.event, row.position, self.id, row.twin)
+
+    async def log(self, topic: str | None = None, *, after: Offset | None, limit: int) -> Sequence[Stored]:
+        """See `EventStore`."""
+        self._opened()
+        if after is not None and after.log != self.id:
+            raise Invalid(f"the offset is of the log {after.log!r}, this one is {self.id!r}")
+        page: list[Stored] = []
+        rows = self.disk.rows
+        for at in range(after.position if after is not None else 0, len(rows)):
+            if len(page) == limit:
+                break
+            if topic is None or rows[at].event.topic == topic:
+                page.append(self._stored(rows[at]))
+        return page
+
+    async def end(self) -> Offset:
+        """See `EventStore`."""
+        self._opened()
+        return Offset(self.id, len(self.disk.rows))
+
+    async def topics(self) -> Sequence[str]:
+        """See `EventStore`."""
+        self._opened()
+        return sorted({topic for topic, _ in self.disk.aggregates})
+
+    async def aggregate(self, topic: str, aggregate_id: str) -> Sequence[Event]:
+        """See `EventStore`."""
+        self._opened()
+        rows = self.disk.rows
+        return [rows[position - 1].event for position in sorted(self.disk.aggregates.get((topic, aggregate_id), ()))]
+
+    async def aggregates(self, topic: str, *, after: str, limit: int) -> Sequence[str]:
+        """See `EventStore`."""
+        self._opened()
+        found = sorted(
+            name for (of, name), rows in self.disk.aggregates.items() if of == topic and name > after and rows
+        )
+        return found[:limit]
+
+    async def events(self, topic: str, origin: str, interval: Interval, *, limit: int) -> Sequence[tuple[Event, bytes]]:
+        """See `EventStore`."""
+        self._opened()
+        page: list[tuple[Event, bytes]] = []
+        for seq in range(interval[0], interval[1] + 1):
+            position = self.disk.keys.get(Key(topic, origin, seq))
+            if position is not None:
+                row = self.disk.rows[position - 1]
+                page.append((row.event, row.hash))
+                if len(page) == limit:
+                    break
+        return page
+
+    async def runs(self, reader: str) -> Sequence[PlaceRun]:
+        """See `EventStore`."""
+        self._opened()
+        return [run for run in self.disk.runs if run.reader == reader]
+
+    async def offset(self, consumer: str) -> Offset | None:
+        """See `EventStore`."""
+        self._opened()
+        return self.disk.offsets.get(consumer)
+
+    async def offsets(self) -> Mapping[str, Offset]:
+        """See `EventStore`."""
+        self._opened()
+        return dict(sorted(self.disk.offsets.items()))
+
+    async def quarantine(self, *, after: int, limit: int) -> Sequence[Quarantined]:
+        """See `EventStore`."""
+        self._opened()
+        return self.disk.quarantine[after : after + limit]
+
+    # --- a transaction of one's own ----------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        self._own = {}
+        self._models.execute("BEGIN")
+
+    def _end(self, *, commit: bool) -> None:
+        if commit:
+            try:
+                self._probe("commit")
+            except BaseException:
+                self._models.execute("ROLLBACK")
+                raise
+            self._models.execute("COMMIT")
+            self.disk.offsets.update(self._own)
+            self._probe("committed")
+        else:
+            self._models.execute("ROLLBACK")
+
+    def _handle(self, queue: CommitQueue) -> Transaction:
+        return MemoryTransaction(self._models, self.disk.offsets, self._own)
+
+
+class MemoryFacts:
+    """See `Facts`."""
+
+    def __init__(self, disk: MemoryDisk, log: str) -> None:
+        self._disk = disk
+        self._log = log
+
+    def by_id(self, id: str) -> Stored | None:
+        """See `Facts`."""
+        position = self._disk.ids.get(id)
+        if position is None:
+            return None
+        row = self._disk.rows[position - 1]
+        return Stored(row.event, position, self._log, row.twin)
+
+    def hash_of(self, key: Key) -> bytes | None:
+        """See `Facts`."""
+        position = self._disk.keys.get(key)
+        return None if position is None else self._disk.rows[position - 1].hash
+
+    def by_key(self, key: Key) -> tuple[Stored, bytes] | None:
+        """See `Facts`."""
+        position = self._disk.keys.get(key)
+        if position is None:
+            return None
+        row = self._disk.rows[position - 1]
+        return Stored(row.event, position, self._log, row.twin), row.hash
+
+    def aggregate(self, fork: Fork) -> Known | None:
+        """See `Facts`."""
+        positions = self._disk.aggregates.get(fork)
+        if not positions:
+            return None
+        last: dict[str, int] = {}
+        at_packed = 0
+        for position in positions:
+            event = self._disk.rows[position - 1].event
+            last[event.origin] = max(last.get(event.origin, 0), event.seq)
+            at_packed = max(at_packed, event.at_packed)
+        return Known(last, at_packed)
+
+
+class MemoryTransaction:
+    """See `Transaction`. Read models live in an SQLite database in memory, so that the same projection runs."""
+
+    def __init__(self, models: sqlite3.Connection, offsets: Mapping[str, Offset], own: dict[str, Offset]) -> None:
+        self._models = models
+        self._offsets = offsets
+        self._own = own
+
+    async def execute(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """See `Transaction`."""
+        return self._models.execute(sql, parameters).fetchall()
+
+    async def execute_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
+        """See `Transaction`."""
+        self._models.executemany(sql, rows)
+
+    async def offset(self, consumer: str) -> Offset | None:
+        """See `Transaction`."""
+        return self._own.get(consumer) or self._offsets.get(consumer)
+
+    async def set_offset(self, consumer: str, offset: Offset) -> None:
+        """See `Transaction`."""
+        self._own[consumer] = offset
