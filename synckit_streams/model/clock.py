@@ -62,7 +62,13 @@ class HybridTime(NamedTuple):
 
     @property
     def packed(self) -> int:
-        """Both in one integer that sorts the same way: `wall_ms << 16 | counter`."""
+        """Both in one integer that sorts the same way: `wall_ms << 16 | counter`.
+
+        Raises:
+            Invalid: a part that does not fit: the counter into 16 bits, the wall time into `WALL_MS_MAX`.
+        """
+        if not (0 <= self.wall_ms <= WALL_MS_MAX and 0 <= self.counter < 1 << 16):
+            raise Invalid(f"{self} does not fit into 63 bits")
         return self.wall_ms << 16 | self.counter
 
     @classmethod
@@ -94,8 +100,8 @@ class VersionVector(Mapping[str, int]):
     def __init__(self, counters: Mapping[str, int] | Iterable[tuple[str, int]] = ()) -> None:
         self._counters: dict[str, int] = {}
         for origin, seq in dict(counters).items():
-            if not 0 <= seq <= COUNTER_MAX:
-                raise Invalid(f"counter {seq} of {origin!r} is outside [0, 2^63)")
+            if type(seq) is not int or not 0 <= seq <= COUNTER_MAX:
+                raise Invalid(f"counter {seq!r:.80} of {origin!r:.80} is not an integer in [0, 2^63)")
             if seq:
                 self._counters[origin] = seq
 
@@ -168,14 +174,28 @@ class VersionVector(Mapping[str, int]):
 
 
 def vector_bytes(counters: Mapping[str, int]) -> bytes:
-    """The canonical bytes of a version vector given as a mapping without zeros; see `VersionVector`."""
-    return _encode(sorted(counters.items())) if counters else b""
+    """The canonical bytes of a version vector given as a mapping without zeros; see `VersionVector`.
+
+    Raises:
+        Invalid: an origin with a lone surrogate.
+    """
+    try:
+        return _encode(sorted(counters.items())) if counters else b""
+    except UnicodeEncodeError as error:
+        raise Invalid(f"an origin in a version vector is not Unicode text: {error}") from error
 
 
 def keys_bytes(keys: Iterable[Key]) -> bytes:
-    """The canonical bytes of a tuple of keys (`Event.after`): sorted, without repeats; none is the empty string."""
+    """The canonical bytes of a tuple of keys (`Event.after`): sorted, without repeats; none is the empty string.
+
+    Raises:
+        Invalid: a name with a lone surrogate, or a number beyond 64 bits.
+    """
     unique = sorted(set(keys))
-    return _encode(unique) if unique else b""
+    try:
+        return _encode(unique) if unique else b""
+    except (UnicodeEncodeError, OverflowError) as error:
+        raise Invalid(f"a key cannot be written: {error}") from error
 
 
 def keys_from_bytes(raw: bytes) -> tuple[Key, ...]:
@@ -183,6 +203,7 @@ def keys_from_bytes(raw: bytes) -> tuple[Key, ...]:
 
     Raises:
         FrameMalformed: not the canonical bytes of keys.
+        Invalid: a number outside [1, 2^63); such a cause would never arrive.
     """
     if not raw:
         return ()
@@ -192,4 +213,7 @@ def keys_from_bytes(raw: bytes) -> tuple[Key, ...]:
         raise FrameMalformed(f"a list of keys does not decode: {error}") from error
     if keys_bytes(keys) != raw:
         raise FrameMalformed("a list of keys is not in its canonical form")
+    for key in keys:
+        if not 1 <= key.seq <= COUNTER_MAX:
+            raise Invalid(f"the number of {key} is outside [1, 2^63)")
     return keys

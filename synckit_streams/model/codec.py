@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from collections import Counter
 from collections.abc import Mapping
 from hashlib import sha256
 from typing import Any
@@ -16,7 +18,7 @@ from typing import Any
 import msgspec
 
 from synckit_streams.errors import Invalid, SyncKitError, TooLarge
-from synckit_streams.model.clock import COUNTER_MAX
+from synckit_streams.model.clock import COUNTER_MAX, VersionVector
 from synckit_streams.model.event import Draft, Event
 
 TOPIC_BYTES_MAX = 100
@@ -28,6 +30,8 @@ PAYLOAD_BYTES_MAX = 1_000_000
 METADATA_BYTES_MAX = 16 * 1024
 CONTEXT_BYTES_MAX = 16 * 1024
 AFTER_KEYS_MAX = 64
+TRACEPARENT_BYTES_MAX = 255
+"""Of the W3C trace context; version 00 has 55."""
 
 HASH_BYTES = 32
 DIGEST_MODULUS = 1 << 256
@@ -121,13 +125,14 @@ def _has_no_number(value: Any) -> bool:
     """Whether a float somewhere inside is not a JSON number (NaN, an infinity)."""
     if isinstance(value, float):
         return not math.isfinite(value)
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return any(_has_no_number(part) for part in value.values())
-    if isinstance(value, list | tuple | set | frozenset):
+    if isinstance(value, list | tuple):
         return any(_has_no_number(part) for part in value)
-    if isinstance(value, msgspec.Struct):
-        return _has_no_number(msgspec.structs.asdict(value))
-    return False
+    if value is None or isinstance(value, str | int | bytes | msgspec.Raw):
+        return False
+    # A dataclass, a model, a set, …: what the encoder would make of it, one level down.
+    return _has_no_number(msgspec.to_builtins(value, enc_hook=_plain))
 
 
 def _plain(value: Any) -> Any:
@@ -157,7 +162,7 @@ def encode_payload(data: Any) -> bytes:
             # costs more than the encoding.
             if b"null" in payload and _has_no_number(data):
                 raise Invalid("the data contains NaN or an infinity, which JSON cannot say")
-        except (TypeError, ValueError, UnicodeEncodeError, RecursionError, OverflowError, msgspec.MsgspecError) as bad:
+        except (TypeError, ValueError, RecursionError, OverflowError, msgspec.MsgspecError) as bad:
             raise Invalid(f"the data cannot be written as JSON: {bad}") from bad
     if len(payload) > PAYLOAD_BYTES_MAX:
         raise TooLarge(
@@ -171,18 +176,18 @@ def encode_metadata(metadata: Mapping[str, Any]) -> bytes:
     """Metadata as canonical JSON (keys sorted); none is the empty string.
 
     Raises:
-        Invalid: not a mapping with text keys, or not JSON.
+        Invalid: not a mapping with text keys, or something in it that JSON cannot say.
         TooLarge: more than `METADATA_BYTES_MAX`.
     """
+    if not isinstance(metadata, Mapping) or not all(isinstance(name, str) for name in metadata):
+        raise Invalid("the metadata must be a mapping whose names are text")
     if not metadata:
         return b""
-    if not all(isinstance(name, str) for name in metadata):
-        raise Invalid("the metadata's names must be text")
     try:
         raw = _encode_sorted(dict(metadata))
         if b"null" in raw and _has_no_number(metadata):
             raise Invalid("the metadata contains NaN or an infinity, which JSON cannot say")
-    except (TypeError, ValueError, UnicodeEncodeError, RecursionError, OverflowError) as error:
+    except (TypeError, ValueError, RecursionError, OverflowError, msgspec.MsgspecError) as error:
         raise Invalid(f"the metadata cannot be written as JSON: {error}") from error
     if len(raw) > METADATA_BYTES_MAX:
         raise TooLarge(f"the metadata has {len(raw)} bytes; at most {METADATA_BYTES_MAX} are allowed")
@@ -201,10 +206,20 @@ def check_draft(draft: Draft) -> None:
     check_aggregate_id(draft.aggregate_id)
     if draft.id is not None:
         check_text("an event id", draft.id, bytes_max=NAME_BYTES_MAX)
-    if not isinstance(draft.schema_version, int) or not 0 <= draft.schema_version < 2**31:
-        raise Invalid(f"schema_version {draft.schema_version!r} is not an integer in [0, 2^31)")
+    # Not isinstance: True would be hashed as a boolean, stored as 1, and read back as another event.
+    if type(draft.schema_version) is not int or not 0 <= draft.schema_version < 2**31:
+        raise Invalid(f"schema_version {draft.schema_version!r:.80} is not an integer in [0, 2^31)")
+    if draft.context is not None and not isinstance(draft.context, VersionVector):
+        raise Invalid(f"context {draft.context!r:.80} is not a VersionVector")
+    if not isinstance(draft.after, tuple | list):
+        raise Invalid(f"after {draft.after!r:.80} is not a tuple of keys")
     if len(draft.after) > AFTER_KEYS_MAX:
         raise TooLarge(f"{len(draft.after)} causes in `after`; at most {AFTER_KEYS_MAX} are allowed")
+    for key in draft.after:
+        if not isinstance(key, tuple) or [type(part) for part in key] != [str, str, int]:
+            raise Invalid(f"`after` names {key!r:.80}, which is not a key (topic, origin, seq)")
+        if not 1 <= key[2] <= COUNTER_MAX:
+            raise Invalid(f"`after` names {key!r:.80}, whose number is outside [1, 2^63)")
 
 
 def refusal(event: Event) -> SyncKitError | None:
@@ -226,39 +241,62 @@ def refusal(event: Event) -> SyncKitError | None:
             raise Invalid(f"seq {event.seq}, prev {event.prev} or time {event.at_packed} is out of range")
         if not 0 <= event.schema_version < 2**31:
             raise Invalid(f"schema version {event.schema_version} is out of range")
-        if event.context_bytes:
-            _ = event.context
-        if event.after_bytes and len(event.after) > AFTER_KEYS_MAX:
-            raise TooLarge(f"{len(event.after)} causes in `after`")
+        if len(event.traceparent) > TRACEPARENT_BYTES_MAX:
+            raise TooLarge(f"the trace context has {len(event.traceparent)} characters")
+        if "\0" in event.traceparent:
+            raise Invalid("the trace context contains a NUL")
+        # An event that waits for itself, or for a later one of its writer, would be held for ever.
+        if event.context_bytes and event.context.covers(event.dot):
+            raise Invalid(f"the context of {event.key} covers the event itself")
+        if event.after_bytes:
+            after = event.after
+            if len(after) > AFTER_KEYS_MAX:
+                raise TooLarge(f"{len(after)} causes in `after`")
+            if any(key.topic == event.topic and key.origin == event.origin and key.seq >= event.seq for key in after):
+                raise Invalid(f"{event.key} names itself, or what its writer wrote later, as its cause")
         if event.metadata_json:
             _ = event.metadata
     except SyncKitError as error:
         return error
     except (msgspec.MsgspecError, RecursionError, ValueError) as error:
-        return Invalid(f"the metadata is not JSON: {error}")
+        return Invalid(f"the metadata is not a JSON object: {error}")
     return None
 
 
+_half_surrogate = re.compile(r"\\u[dD][89a-fA-F]").search
+
+
 def json_strict(raw: bytes | str) -> Any:
-    """Decode JSON where a name twice in one object, NaN, or a nesting too deep is an error and not a choice.
+    """Decode JSON in UTF-8 where a doubtful text is an error and not a choice.
 
     Raises:
-        Invalid: with the reason.
+        Invalid: with the reason: also a name twice in one object, NaN, a number beyond what a float holds, half a
+            surrogate pair, or a nesting too deep.
     """
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
-            twice = next(
-                name for at, (name, _) in enumerate(pairs) if any(name == later for later, _ in pairs[at + 1 :])
-            )
-            raise Invalid(f"the name {twice!r} stands twice in one JSON object")
+            ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
+            raise Invalid(f"the name {twice!r:.80} stands twice in one JSON object")
         return found
 
     def no_number(text: str) -> Any:
         raise Invalid(f"{text} is not a JSON number")
 
+    def number(text: str) -> float:
+        found = float(text)
+        if math.isinf(found):
+            raise Invalid(f"the number {text:.80} is beyond what a float holds")
+        return found
+
     try:
-        return json.loads(raw, object_pairs_hook=once, parse_constant=no_number)
-    except (ValueError, RecursionError) as error:
+        # The standard library would also guess UTF-16, and let bytes pass that are no Unicode.
+        text = raw if isinstance(raw, str) else raw.decode()
+        found = json.loads(text, object_pairs_hook=once, parse_constant=no_number, parse_float=number)
+        if _half_surrogate(text):
+            msgspec.json.decode(text)  # which refuses a half that stands alone
+        text.encode()
+    except (ValueError, RecursionError, msgspec.MsgspecError) as error:
         raise Invalid(f"not JSON: {error}") from error
+    return found

@@ -79,14 +79,21 @@ class Seen:
 
     @classmethod
     def of(cls, dots: Iterable[tuple[str, int]]) -> Seen:
-        """The set that holds just these dots."""
+        """The set that holds just these dots.
+
+        Raises:
+            Invalid: a number outside [1, 2^63).
+        """
         numbers: dict[str, list[Interval]] = {}
         for origin, seq in dots:
+            if not 1 <= seq <= COUNTER_MAX:
+                raise Invalid(f"number {seq} of {origin!r:.80} is outside [1, 2^63)")
             numbers.setdefault(origin, []).append((seq, seq))
         return cls({origin: union(tuple(found), ()) for origin, found in numbers.items()})
 
     def __contains__(self, dot: object) -> bool:
-        return isinstance(dot, tuple) and contains(self.ranges.get(dot[0], ()), dot[1])
+        # A Key is no Dot: it begins with the topic, and would be looked up as an origin.
+        return isinstance(dot, tuple) and len(dot) == 2 and contains(self.ranges.get(dot[0], ()), dot[1])
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Seen) and self.ranges == other.ranges
@@ -122,7 +129,8 @@ class Seen:
         """This set and more."""
         ranges = dict(self.ranges)
         for origin, intervals in added.items():
-            ranges[origin] = union(ranges.get(origin, ()), intervals)
+            if intervals:
+                ranges[origin] = union(ranges.get(origin, ()), intervals)
         return Seen(ranges)
 
     def union(self, other: Seen) -> Seen:
@@ -198,10 +206,12 @@ class Seen:
         """The reverse of `to_wire`.
 
         Raises:
-            Invalid: intervals that overlap, touch, descend, or leave [1, 2^63).
+            Invalid: intervals that overlap, touch, descend, or leave [1, 2^63); or not lists of integers at all.
         """
         ranges: dict[str, Intervals] = {}
         for origin, flat in wire.items():
+            if not isinstance(flat, list) or not all(type(number) is int for number in flat):
+                raise Invalid(f"the intervals of {origin!r:.80} are not a list of integers")
             intervals = tuple(zip(flat[::2], flat[1::2], strict=False))
             previous = -1
             for first, last in intervals:
