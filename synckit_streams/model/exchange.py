@@ -103,6 +103,7 @@ class AppendResult(msgspec.Struct, frozen=True, kw_only=True):
         quarantined: Reasons, one for each arrival that was set aside.
         twins: Pairs (key, id) stored although the id is there under another key *with other content*.
         reused: Keys that came with two contents.
+        conflicts: Aggregates, as (topic, id), in which a received event met one that it did not know.
         runs: Where the arrivals were read.
         summaries: Of the topics that changed.
     """
@@ -117,5 +118,6 @@ class AppendResult(msgspec.Struct, frozen=True, kw_only=True):
     quarantined: tuple[str, ...] = ()
     twins: tuple[tuple[Key, str], ...] = ()
     reused: tuple[Reuse, ...] = ()
+    conflicts: tuple[tuple[str, str], ...] = ()
     runs: tuple[PlaceRun, ...] = ()
     summaries: Mapping[str, Summary] = {}

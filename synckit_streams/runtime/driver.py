@@ -1,0 +1,250 @@
+"""Carries the replica's effects out. The clock and the dice enter here, and nowhere else.
+
+`give` hands an input to the replica and carries out what it asks for: `Persist` at once, against the store; what
+belongs to a link goes into that link's outbox; alarms go to the log and to the observer.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+from synckit_streams.errors import ClockSkew
+from synckit_streams.model.clock import HybridTime
+from synckit_streams.model.event import Draft
+from synckit_streams.model.exchange import AppendResult, Summary
+from synckit_streams.ports.store import EventStore, Opening
+from synckit_streams.ports.telemetry import Alarmed, Appended, Detail, Observer
+from synckit_streams.sync import protocol
+from synckit_streams.sync.replica import Replica
+
+logger = logging.getLogger("synckit_streams")
+
+
+def _boot_s() -> float:
+    """Seconds that go on while the machine sleeps, so that waking up does not look like a leap of the clock."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class World(NamedTuple):
+    """Time and chance; a simulation brings its own."""
+
+    wall_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
+    mono_ms: Callable[[], int] = lambda: int(_boot_s() * 1000)
+    dice: Callable[[], float] = random.SystemRandom().random
+    entropy: Callable[[int], bytes] = os.urandom
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What a node is told, checked; see `SyncNode` for the meaning of each."""
+
+    node: str
+    topics: tuple[str, ...]
+    resolver: tuple[str, int]
+    packing: str = "event"
+    push_only: bool = False
+    pull_only: bool = False
+    held_max: int = 10_000
+    clock_leap_ms_max: int = 600_000
+    lease_s: float = 90.0
+    batch_events: int = 1_000
+    spread_ms: int = 1_000
+
+
+class Outbox(Protocol):
+    """Where a link takes its work from."""
+
+    def post(self, effect: protocol.Publish | protocol.Announce | protocol.Look) -> None:
+        """Do this, soon."""
+
+
+class Driver:
+    """One replica, one store, and the world.
+
+    Args:
+        settings: Of the node.
+        store: Made, not yet open.
+        observer: Told of everything.
+        world: Time and chance.
+    """
+
+    def __init__(self, settings: Settings, store: EventStore, observer: Observer, world: World) -> None:
+        self.settings = settings
+        self.store = store
+        self.world = world
+        self.links: dict[str, Outbox] = {}
+        self.replica: Replica
+        self.changed: Callable[[], None] = lambda: None
+        self.wrote: Callable[[], None] = lambda: None
+        self._observer = observer
+        self._last_write: tuple[int, int] | None = None
+
+    async def open(self) -> None:
+        """Open the store and boot the replica."""
+        settings = self.settings
+        opening = Opening(
+            node=settings.node, topics=settings.topics, held_max=settings.held_max, dice=self.world.entropy
+        )
+        await self.store.open(opening)
+        await self.reboot()
+
+    async def reboot(self) -> None:
+        """Throw the replica away and start a new one from what is on the disk."""
+        settings = self.settings
+        self.replica = Replica(
+            settings.node,
+            settings.topics,
+            resolver=settings.resolver,
+            lease_ms=int(settings.lease_s * 1000),
+            spread_ms=settings.spread_ms,
+        )
+        summaries: dict[str, Summary] = {topic: await self.store.summary(topic) for topic in settings.topics}
+        self.replica.step(protocol.Opened(summaries))
+        self.tick(hurry=False)
+
+    async def give(self, given: protocol.Input, *, traceparent: str = "") -> AppendResult | None:
+        """Hand the replica an input and carry out what it asks for; gives what the last `Persist` did.
+
+        Raises:
+            StoreError: a `Persist` failed. Whoever gave something received must reboot the replica.
+        """
+        result: AppendResult | None = None
+        work = self.replica.step(given)
+        while work:
+            effect = work.pop(0)
+            if isinstance(effect, protocol.Persist):
+                result = await self.store.append(
+                    effect.drafts,
+                    effect.received,
+                    now_ms=self.world.wall_ms(),
+                    offsets=effect.offsets,
+                    voids=effect.voids,
+                    forget=effect.forget,
+                    traceparent=traceparent,
+                )
+                work += self.replica.step(protocol.Persisted(result, effect.cause))
+            else:
+                self._carry(effect)
+        self.changed()
+        return result
+
+    def _carry(self, effect: protocol.Publish | protocol.Announce | protocol.Look | protocol.Alarm) -> None:
+        if isinstance(effect, protocol.Alarm):
+            logger.warning("%s: %s on %r: %s", self.settings.node, effect.kind, effect.topic, effect.evidence)
+            self.observe(
+                Alarmed(node=self.settings.node, kind=effect.kind, topic=effect.topic, evidence=effect.evidence)
+            )
+        else:
+            self.links[effect.link].post(effect)
+
+    def tick(self, *, hurry: bool) -> Sequence[protocol.Persist]:
+        """Let time pass; what must be persisted for it is given back, for whoever can wait."""
+        left: list[protocol.Persist] = []
+        for effect in self.replica.step(protocol.Tick(self.world.mono_ms(), self.world.dice(), hurry)):
+            if isinstance(effect, protocol.Persist):
+                left.append(effect)
+            else:
+                self._carry(effect)
+        return left
+
+    async def pass_time(self, *, hurry: bool) -> None:
+        """`tick`, and whatever it asks for."""
+        for effect in self.tick(hurry=hurry):
+            result = await self.store.append(now_ms=self.world.wall_ms(), voids=effect.voids)
+            for more in self.replica.step(protocol.Persisted(result, None)):
+                if not isinstance(more, protocol.Persist):
+                    self._carry(more)
+            self.changed()
+
+    async def write(self, drafts: Sequence[Draft], *, traceparent: str) -> AppendResult:
+        """Append local events, durably.
+
+        Raises:
+            ClockSkew: the wall clock leapt ahead since the last write.
+            IdReused, Invalid, TooLarge, CauseUnknown: about the drafts.
+            StoreError: nothing was written.
+        """
+        started = time.perf_counter()
+        self._check_clock()
+        result = await self.give(protocol.Write(drafts), traceparent=traceparent)
+        assert result is not None
+        topics = tuple({draft.topic for draft in drafts})
+        duration = time.perf_counter() - started
+        self.observe(Appended(node=self.settings.node, topics=topics, events=result.fresh, duration_s=duration))
+        self.wrote()
+        return result
+
+    def _check_clock(self) -> None:
+        wall, mono = self.world.wall_ms(), self.world.mono_ms()
+        if self._last_write is not None:
+            leapt = (wall - self._last_write[0]) - (mono - self._last_write[1])
+            if leapt > self.settings.clock_leap_ms_max:
+                raise ClockSkew(
+                    f"this machine's clock leapt {leapt // 1000} s ahead since the last write, "
+                    f"to {HybridTime(wall, 0).wall_ms} ms"
+                )
+        self._last_write = (wall, mono)
+
+    def observe(self, detail: Detail) -> None:
+        """Tell the observer; what it raises is its own affair, and is logged."""
+        try:
+            self._observer.observe(detail)
+        except Exception:
+            logger.exception("an observer raised")
+
+    def operation(self, name: str) -> _Operation:
+        """A traced operation; see `Observer.operation`."""
+        return _Operation(self._observer, name, self.settings.node)
+
+    async def close(self) -> None:
+        """Close the store."""
+        await self.store.close()
+
+
+class _Operation:
+    """`Observer.operation`, which must not be able to break what it watches."""
+
+    def __init__(self, observer: Observer, name: str, node: str) -> None:
+        self._context = observer.operation(name, node=node)
+
+    def __enter__(self) -> str:
+        try:
+            return self._context.__enter__()
+        except Exception:
+            logger.exception("an observer raised")
+            return ""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        try:
+            self._context.__exit__(kind, error, trace)  # type: ignore[arg-type]
+        except Exception as raised:
+            if raised is not error:
+                logger.exception("an observer raised")
+
+
+class Silence:
+    """The observer of a node that nobody watches."""
+
+    def operation(self, name: str, *, node: str) -> _Nothing:
+        """See `Observer`."""
+        return _nothing
+
+    def observe(self, detail: Detail) -> None:
+        """See `Observer`."""
+
+
+class _Nothing:
+    def __enter__(self) -> str:
+        return ""
+
+    def __exit__(self, *why: object) -> None:
+        return None
+
+
+_nothing = _Nothing()

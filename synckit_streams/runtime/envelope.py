@@ -1,0 +1,112 @@
+"""Events as a broker's messages, and messages as arrivals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from hashlib import sha256
+
+from synckit_streams.errors import SyncKitError
+from synckit_streams.model.cloudevent import from_headers, to_headers
+from synckit_streams.model.codec import event_hash
+from synckit_streams.model.event import Event
+from synckit_streams.model.exchange import Arrival, Place
+from synckit_streams.model.frame import pack, unpack
+from synckit_streams.ports.connector import Message
+
+PACKINGS = ("event", "batch")
+FRAME_HEADER = "sk-frame"
+FRAME_EVENTS = 500
+FRAME_BYTES = 256 * 1024
+HEADROOM_BYTES = 1024
+FINGERPRINT_BYTES = 16
+
+_FRAME_HEADERS = {"content-type": "application/vnd.synckit.frame+msgpack", FRAME_HEADER: "1"}
+
+
+def to_messages(events: Sequence[tuple[Event, bytes]], *, packing: str, round_id: str, bytes_max: int) -> list[Message]:
+    """Events with their hashes, as messages.
+
+    Args:
+        events: In the order in which they are sent.
+        packing: "event": one message each, a CloudEvent in binary mode. "batch": packed frames.
+        round_id: Differs for each publication: the broker's duplicate window must not swallow a second one.
+        bytes_max: The broker's largest message.
+    """
+    if packing == "batch":
+        return [_frame(frame, round_id) for frame in _frames(events, min(FRAME_BYTES, bytes_max - HEADROOM_BYTES))]
+    messages = []
+    for event, hash in events:
+        headers = to_headers(event, hash)
+        size = len(event.payload) + sum(map(len, headers)) + sum(map(len, headers.values()))
+        if size + HEADROOM_BYTES > bytes_max:
+            # Percent-encoding can triple a long aggregate id; a frame carries it as it is.
+            messages.append(_frame([(event, hash)], round_id))
+            continue
+        messages.append(Message(_id(hash, round_id), event.aggregate_id, headers, event.payload))
+    return messages
+
+
+def _id(hash: bytes, round_id: str) -> str:
+    return f"{hash[:16].hex()}.{round_id}"
+
+
+def _frame(events: Sequence[tuple[Event, bytes]], round_id: str) -> Message:
+    first, hash = events[0]
+    # Order per aggregate is not the broker's to keep: what is early is held. So a frame may go to any partition.
+    return Message(_id(hash, f"{len(events)}.{round_id}"), first.origin, _FRAME_HEADERS, pack(events))
+
+
+def _frames(events: Sequence[tuple[Event, bytes]], bytes_max: int) -> Iterator[list[tuple[Event, bytes]]]:
+    frame: list[tuple[Event, bytes]] = []
+    size = 0
+    for each in events:
+        event = each[0]
+        grows = (
+            200 + len(event.payload) + len(event.context_bytes) + 4 * len(event.aggregate_id) + len(event.metadata_json)
+        )
+        if frame and (size + grows > bytes_max or len(frame) == FRAME_EVENTS):
+            yield frame
+            frame, size = [], 0
+        frame.append(each)
+        size += grows
+    if frame:
+        yield frame
+
+
+def arrivals(message: Message, topic: str, place: Place | None) -> list[Arrival]:
+    """What a message brought. Never raises: what cannot be read is an arrival with a reason, for quarantine."""
+    headers = message.headers
+    try:
+        if FRAME_HEADER in headers:
+            whole, broken = unpack(message.body)
+            found = [Arrival(event, hash, place) for event, hash in whole]
+            found += [Arrival(None, b"", place, message.body, reason) for reason in broken]
+        else:
+            event, hash = from_headers(headers, message.body)
+            if event_hash(event) != hash:
+                return [Arrival(None, b"", place, _raw(message), "the event does not match its hash")]
+            found = [Arrival(event, hash, place)]
+    except SyncKitError as error:
+        return [Arrival(None, b"", place, _raw(message), str(error))]
+    return [
+        each
+        if each.event is None or each.event.topic == topic
+        else Arrival(
+            None, b"", place, _raw(message), f"an event of the topic {each.event.topic!r} in the log of {topic!r}"
+        )
+        for each in found
+    ]
+
+
+def _raw(message: Message) -> bytes:
+    """A message as bytes that a person can read: its headers, an empty line, its body."""
+    lines = [f"{name}: {value}" for name, value in message.headers.items()]
+    return "\n".join([*lines, "", ""]).encode() + message.body
+
+
+def fingerprint(message: Message) -> bytes:
+    """What tells a message from every other one: to notice a log that was put back and written again."""
+    digest = sha256(message.body)
+    for name, value in sorted(message.headers.items()):
+        digest.update(f"\n{name}: {value}".encode())
+    return digest.digest()[:FINGERPRINT_BYTES]

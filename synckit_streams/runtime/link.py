@@ -1,0 +1,437 @@
+"""One connection between the core and a broker: receive, step, commit, then acknowledge; and send what is asked for.
+
+A `Session` joins the logs of a node's topics (looking whether they are still the ones that were read), reads them from
+the store's own offsets, listens to the peers' digests and does what the replica posts. Everything it has promised is in
+the store; so a session that fails is simply ended, and the next one begins where the store stands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+from synckit_streams.errors import (
+    FrameMalformed,
+    Rejected,
+    StoreError,
+    SyncKitError,
+    Timeout,
+    TooLarge,
+    Unavailable,
+)
+from synckit_streams.model.codec import node_of
+from synckit_streams.model.event import Event, Offset
+from synckit_streams.model.exchange import AppendResult, Arrival, Place
+from synckit_streams.model.seen import Seen
+from synckit_streams.ports import telemetry
+from synckit_streams.ports.connector import Bounds, Connector, Delivery
+from synckit_streams.runtime.driver import Driver, logger
+from synckit_streams.runtime.envelope import arrivals, fingerprint, to_messages
+from synckit_streams.sync import protocol
+
+MESSAGES_MAX = 256
+"""Most messages in one batch from the connector."""
+TICK_S = 0.25
+TICK_HURRY_S = 0.02
+ROUNDS_MAX = 6
+"""How often one meeting publishes the same topic again before it gives up on being read back."""
+TRACES_MAX = 32
+
+Work = protocol.Publish | protocol.Announce | protocol.Look
+
+
+def link_name(connector: Connector, url: str) -> str:
+    """What offsets are kept under: the URL without credentials and options."""
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    return f"{parts.scheme}://{host}{parts.path}" if parts.scheme else type(connector).__name__
+
+
+class Counts:
+    """What a link did since somebody last asked."""
+
+    def __init__(self) -> None:
+        self.pushed = 0
+        self.pulled = 0
+        self.conflicts: set[tuple[str, str]] = set()
+
+
+class Link:
+    """A connector with its name, and what was counted on it.
+
+    Args:
+        name: See `link_name`.
+        connector: Made, opened by the first session.
+        driver: Of the node.
+    """
+
+    def __init__(self, name: str, connector: Connector, driver: Driver) -> None:
+        self.name = name
+        self.connector = connector
+        self.driver = driver
+        self.counts = Counts()
+        self.session: Session | None = None
+        self._open = False
+        driver.links[name] = self
+
+    def post(self, effect: Work) -> None:
+        """See `Outbox`."""
+        if self.session is not None:
+            self.session.post(effect)
+        elif isinstance(effect, protocol.Publish):
+            self.driver.replica.step(protocol.Failed(effect.link, effect.topic, effect.events))
+
+    async def ensure_open(self) -> None:
+        """Connect, once."""
+        if not self._open:
+            await self.connector.open()
+            self._open = True
+
+    async def close(self) -> None:
+        """Let go of the broker."""
+        if self._open:
+            self._open = False
+            await self.connector.close()
+
+    def take_counts(self) -> Counts:
+        """What was counted, and begin anew."""
+        counts, self.counts = self.counts, Counts()
+        return counts
+
+
+class Session:
+    """See the module's text. Used as `async with Session(link) as session`.
+
+    Args:
+        link: Over what.
+        publish: False only reads (`pull`).
+    """
+
+    def __init__(self, link: Link, *, publish: bool = True) -> None:
+        self.link = link
+        self.driver = link.driver
+        self.progress = 0
+        self._publish = publish
+        self._tasks: list[asyncio.Task[None]] = []
+        self._outbox: asyncio.Queue[Work] = asyncio.Queue()
+        self._busy = 0
+        self._listened: set[str] = set()
+        self._rounds: dict[str, int] = {}
+        self._changed = asyncio.Event()
+        self._failure: BaseException | None = None
+
+    # --- beginning and ending ----------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Session:
+        link, driver = self.link, self.driver
+        try:
+            await link.ensure_open()
+            link.session = self
+            driver.changed = self._changed.set
+            await self._give(protocol.Mute(link.name, not self._publish or driver.settings.pull_only))
+            for topic in driver.settings.topics:
+                await self._join(topic)
+        except BaseException as error:
+            await self._end(error)
+            raise
+        self._observe_link(up=True)
+        self._start(self._work())
+        for topic in driver.settings.topics:
+            self._start(self._read(topic))
+            self._start(self._listen(topic))
+        return self
+
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        await self._end(error)
+
+    async def _end(self, error: BaseException | None) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
+        if self.link.session is self:
+            self.link.session = None
+            self.driver.changed = lambda: None
+            self.driver.replica.step(protocol.Left(self.link.name))
+        failure = error or self._failure
+        if isinstance(failure, StoreError):
+            # What the replica believes may not be on the disk: forget it, and read the disk.
+            await self.driver.reboot()
+        if isinstance(failure, SyncKitError):
+            self._observe_link(up=False, reason=str(failure))
+            await self.link.close()
+
+    def _observe_link(self, *, up: bool, reason: str = "") -> None:
+        node = self.driver.settings.node
+        self.driver.observe(telemetry.Link(node=node, connector=self.link.name, up=up, reason=reason))
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        async def guarded() -> None:
+            try:
+                await work
+            except asyncio.CancelledError:
+                raise
+            except BaseException as error:  # noqa: BLE001 - `wait` raises it in whoever holds the session
+                self._failure = self._failure or error
+                self._changed.set()
+
+        self._tasks.append(asyncio.create_task(guarded()))
+
+    async def _give(self, given: protocol.Input) -> AppendResult | None:
+        result = await self.driver.give(given)
+        self._changed.set()
+        return result
+
+    async def _join(self, topic: str) -> None:
+        """Find the topic's logs, and see whether they are the ones that the store remembers."""
+        connector, store, name = self.link.connector, self.driver.store, self.link.name
+        bounds = await connector.bounds(topic)
+        stored: dict[int, Offset] = {}
+        witness: dict[int, bool | None] = {}
+        runs: list[tuple[int, Any]] = []
+        for partition, log in bounds.items():
+            reader = protocol.reader_name(name, topic, partition)
+            offset = await store.offset(reader)
+            if self.driver.replica.needs_places(name, topic):
+                runs += [(partition, run) for run in await store.runs(reader)]
+            if offset is None:
+                continue
+            stored[partition] = offset
+            witness[partition] = await self._witness(topic, partition, offset, log)
+        await self._give(protocol.Joined(name, topic, bounds, stored, witness, runs))
+
+    async def _witness(self, topic: str, partition: int, offset: Offset, log: Bounds) -> bool | None:
+        """Whether the message that was read last is still there, and the same."""
+        if offset.log != log.identity or not log.first <= offset.position < log.end:
+            return None
+        message = await self.link.connector.peek(topic, partition, offset.position)
+        return None if message is None else fingerprint(message) == offset.fingerprint
+
+    # --- reading -----------------------------------------------------------------------------------------------------
+
+    async def _read(self, topic: str) -> None:
+        channel = self.driver.replica.channel(self.link.name, topic)
+        assert channel is not None
+        start = dict(channel.position)
+        identity = dict(channel.identity)
+        async with self.link.connector.receive(topic, group=None, start=start, batch_max=MESSAGES_MAX) as batches:
+            # While one batch is being committed, the next one is decoded.
+            committing: asyncio.Task[None] | None = None
+            try:
+                async for batch in batches:
+                    found: list[Arrival] = []
+                    taken: list[Delivery] = []
+                    for delivery in batch:
+                        place = Place(
+                            protocol.reader_name(self.link.name, topic, delivery.partition), delivery.position
+                        )
+                        found += arrivals(delivery.message, topic, place)
+                        taken.append(delivery)
+                        if len(found) >= self.driver.settings.batch_events or delivery is batch[-1]:
+                            if committing is not None:
+                                await committing
+                            committing = asyncio.create_task(self._commit(topic, taken, found, identity))
+                            found, taken = [], []
+                            await asyncio.sleep(0)
+                    if committing is not None and committing.done():
+                        await committing
+                        committing = None
+                if committing is not None:
+                    await committing
+            finally:
+                if committing is not None and not committing.done():
+                    committing.cancel()
+                    await asyncio.gather(committing, return_exceptions=True)
+        raise Unavailable(f"{self.link.name} ended the stream of {topic!r}")
+
+    async def _commit(
+        self, topic: str, taken: Sequence[Delivery], found: list[Arrival], identity: Mapping[int, str]
+    ) -> None:
+        started = asyncio.get_running_loop().time()
+        last = taken[-1]
+        offset = Offset(identity.get(last.partition, ""), last.position, fingerprint(last.message))
+        driver = self.driver
+        if driver.settings.push_only:
+            found = [each for each in found if each.event is None or node_of(each.event.origin) == driver.settings.node]
+        with driver.operation("receive"):
+            result = await self._give(protocol.Received(self.link.name, topic, last.partition, found, offset))
+        assert result is not None
+        # Only now: what is acknowledged is durable.
+        for delivery in taken:
+            await delivery.ack()
+        self.progress += 1
+        self._count(topic, taken, found, result, asyncio.get_running_loop().time() - started)
+
+    def _count(
+        self, topic: str, taken: Sequence[Delivery], found: Sequence[Arrival], result: AppendResult, duration: float
+    ) -> None:
+        driver, node = self.driver, self.driver.settings.node
+        counts = self.link.counts
+        counts.pulled += sum(1 for each in result.stored if node_of(each.event.origin) != node)
+        counts.conflicts.update(result.conflicts)
+        ahead = max((each.event.at.wall_ms for each in result.stored), default=0) - driver.world.wall_ms()
+        traces = list({each.event.traceparent: None for each in result.stored if each.event.traceparent})
+        driver.observe(
+            telemetry.Received(
+                node=node,
+                connector=self.link.name,
+                topic=topic,
+                messages=len(taken),
+                bytes=sum(len(each.message.body) for each in taken),
+                stored=len(result.stored),
+                duplicates=result.duplicates,
+                held=len(result.held),
+                dropped=len(result.dropped),
+                quarantined=len(result.quarantined),
+                skew_ms=max(ahead, 0) if result.stored else 0,
+                traceparents=traces[:TRACES_MAX],
+                duration_s=duration,
+            )
+        )
+
+    async def _listen(self, topic: str) -> None:
+        async with self.link.connector.listen(topic) as announced:
+            async for node, body, age_s in announced:
+                if not node:
+                    self._listened.add(topic)
+                    self._changed.set()
+                elif body and node != self.driver.settings.node:
+                    try:
+                        digest, seen = protocol.digest_from_bytes(body)
+                    except FrameMalformed as error:
+                        logger.warning("%s: a digest of %r on %r: %s", self.driver.settings.node, node, topic, error)
+                        continue
+                    if digest.topic == topic:
+                        await self._give(protocol.Heard(self.link.name, digest, seen, int(age_s * 1000)))
+
+    # --- sending -----------------------------------------------------------------------------------------------------
+
+    def post(self, effect: Work) -> None:
+        """See `Outbox`."""
+        self._outbox.put_nowait(effect)
+        self._busy += 1
+
+    async def _work(self) -> None:
+        while True:
+            effect = await self._outbox.get()
+            if isinstance(effect, protocol.Publish):
+                await self._send(effect)
+            elif isinstance(effect, protocol.Announce):
+                body = protocol.digest_bytes(effect.digest)
+                await self.link.connector.announce(effect.digest.topic, self.driver.settings.node, body)
+            else:
+                bounds = await self.link.connector.bounds(effect.topic)
+                await self._give(protocol.Looked(self.link.name, effect.topic, bounds))
+            self._busy -= 1
+            self._changed.set()
+
+    async def _send(self, effect: protocol.Publish) -> None:
+        topic, left = effect.topic, effect.events
+        self._rounds[topic] = self._rounds.get(topic, 0) + effect.again
+        try:
+            for origin, intervals in sorted(effect.events.ranges.items()):
+                for first, last in intervals:
+                    while first <= last:
+                        page = await self.driver.store.events(
+                            topic, origin, (first, last), limit=self.driver.settings.batch_events
+                        )
+                        if not page:
+                            break
+                        await self._send_page(topic, page, again=effect.again)
+                        left = left.minus(Seen({origin: ((first, page[-1][0].seq),)}))
+                        first = page[-1][0].seq + 1
+        finally:
+            if left:
+                await self._give(protocol.Failed(self.link.name, topic, left))
+
+    async def _send_page(self, topic: str, page: Sequence[tuple[Event, bytes]], *, again: bool) -> None:
+        driver, connector = self.driver, self.link.connector
+        started = asyncio.get_running_loop().time()
+        round_id = driver.world.entropy(6).hex()
+        messages = to_messages(
+            page, packing=driver.settings.packing, round_id=round_id, bytes_max=connector.features.bytes_max
+        )
+        sent = Seen.of(event.dot for event, _ in page)
+        try:
+            with driver.operation("publish"):
+                barrier = await connector.send(topic, messages)
+        except (TooLarge, Rejected):
+            if len(page) > 1:  # one of them: find it, and let the others pass
+                for part in (page[: len(page) // 2], page[len(page) // 2 :]):
+                    await self._send_page(topic, part, again=again)
+            else:
+                await self._give(protocol.Refused(self.link.name, topic, sent))
+            return
+        self.progress += 1
+        if not again:
+            self.link.counts.pushed += len(page)
+        await self._give(protocol.Sent(self.link.name, topic, sent, barrier))
+        driver.observe(
+            telemetry.Published(
+                node=driver.settings.node,
+                connector=self.link.name,
+                topic=topic,
+                events=len(page),
+                messages=len(messages),
+                bytes=sum(len(message.body) for message in messages),
+                again=len(page) if again else 0,
+                duration_s=asyncio.get_running_loop().time() - started,
+            )
+        )
+
+    # --- meeting -----------------------------------------------------------------------------------------------------
+
+    def _settled(self) -> bool:
+        driver = self.driver
+        if self._busy or not self._listened.issuperset(driver.settings.topics):
+            return False
+        return all(
+            driver.replica.settled(self.link.name, topic) or self._rounds.get(topic, 0) >= ROUNDS_MAX
+            for topic in driver.settings.topics
+        )
+
+    async def meet(self, timeout_s: float) -> None:
+        """Until there is nothing left to do: all read, all sent and read back, nothing owed, all said.
+
+        Raises:
+            Timeout: no progress for `timeout_s`.
+            Unavailable: the connection was lost.
+            StoreError: the store failed.
+        """
+        loop = asyncio.get_running_loop()
+        seen, since = -1, loop.time()
+        while True:
+            self._changed.clear()
+            self._raise_failure()
+            await self.driver.pass_time(hurry=True)
+            if self._settled():
+                return
+            if self.progress != seen:
+                seen, since = self.progress, loop.time()
+            elif loop.time() - since > timeout_s:
+                raise Timeout(f"{self.link.name} made no progress for {timeout_s:g} s")
+            await self._wait(TICK_HURRY_S)
+
+    async def live(self, until: asyncio.Event, interval_s: float) -> None:
+        """Go on receiving and sending for a while, or until somebody says so."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + interval_s
+        while not until.is_set() and loop.time() < end:
+            self._changed.clear()
+            self._raise_failure()
+            await self.driver.pass_time(hurry=False)
+            await self._wait(min(TICK_S, max(end - loop.time(), 0.001)))
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    async def _wait(self, seconds: float) -> None:
+        """Until something changes, and for so long at most."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._changed.wait()
+        except TimeoutError:
+            pass

@@ -1,0 +1,396 @@
+"""The public face: a node with its own store, that writes offline and converges with its peers over a broker."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from types import TracebackType
+from typing import Any
+
+from synckit_streams.errors import ConfigError, FeatureUnsupported, Invalid, StoreClosed, SyncKitError
+from synckit_streams.model.codec import check_node_id, check_topic
+from synckit_streams.model.event import Draft, Event, Offset, Stored
+from synckit_streams.ports.connector import Connector
+from synckit_streams.ports.projection import Projection
+from synckit_streams.ports.store import EventStore
+from synckit_streams.ports.telemetry import Observer, Synced
+from synckit_streams.runtime.autosync import AutoSync
+from synckit_streams.runtime.driver import Driver, Settings, Silence, World
+from synckit_streams.runtime.envelope import PACKINGS
+from synckit_streams.runtime.link import Link, Session, link_name
+from synckit_streams.runtime.projector import Projector, check_projections
+from synckit_streams.runtime.registry import connector_for, store_for
+from synckit_streams.runtime.result import SyncResult, gather
+from synckit_streams.sync.conflict import ConflictResolver, Resolution, conflict_of, resolve
+from synckit_streams.sync.replica import checksum
+from synckit_streams.sync.resolvers import LastWriteWins
+
+logger = logging.getLogger("synckit_streams")
+
+OnResult = Callable[[SyncResult], Any]
+PAGE_EVENTS = 1_000
+
+
+class SyncNode:
+    """One replica: a store of its own, and the brokers over which it meets the others.
+
+    Opening, appending and reading never need a broker. Used as `async with SyncNode(...) as node`.
+
+    Args:
+        node_id: Unique among the nodes that share topics; 1 to 64 bytes without white space, `@` and `~`.
+        store: URL (`sqlite:///till.db`, `memory:`) or a store that was made already.
+        connectors: URLs (`nats://host:port`, `memory://name`) or connectors; none makes a local-only node.
+        topics: What is replicated. A local-only node may leave them out.
+        resolver: How conflicts are answered; last-write-wins by default.
+        projections: Read models that follow the log.
+        packing: "event" sends one message per event, a CloudEvent that anybody can read; "batch" sends packed frames,
+            many times faster.
+        push_only: Publish, and take nothing from others.
+        pull_only: Take, and publish nothing.
+        observer: Told of everything; see `synckit_streams.ports.telemetry`.
+        held_max: How many events may wait here for their causes.
+        clock_leap_ms_max: How far this machine's clock may leap between two writes.
+        lease_s: For how long a peer's digest makes it count as live.
+        world: Time and chance, for a simulation.
+
+    Raises:
+        ConfigError: a setting is wrong; the hint says which way.
+        StoreInUse: another node has the store.
+        MissingDependency: a connector or store needs an extra that is not installed.
+    """
+
+    def __init__(
+        self,
+        node_id: str,
+        *,
+        store: str | EventStore,
+        connectors: Sequence[str | Connector] = (),
+        topics: Sequence[str] = (),
+        resolver: ConflictResolver | None = None,
+        projections: Sequence[Projection] = (),
+        packing: str = "event",
+        push_only: bool = False,
+        pull_only: bool = False,
+        observer: Observer | None = None,
+        held_max: int = 10_000,
+        clock_leap_ms_max: int = 600_000,
+        lease_s: float = 90.0,
+        world: World | None = None,
+    ) -> None:
+        if isinstance(topics, str) or isinstance(connectors, str):
+            raise ConfigError("topics and connectors are lists", hint='write ["orders"], not "orders"')
+        try:
+            check_node_id(node_id)
+            for topic in topics:
+                check_topic(topic)
+        except SyncKitError as error:
+            raise ConfigError(error.message, hint="see the limits in docs/reference/limits.md") from error
+        if push_only and pull_only:
+            raise ConfigError("push_only and pull_only exclude each other", hint="leave both out to do both")
+        if packing not in PACKINGS:
+            raise ConfigError(f"packing {packing!r} is unknown", hint=f"choose one of {', '.join(PACKINGS)}")
+        if connectors and not topics:
+            raise ConfigError("a node with connectors needs topics", hint='for example topics=["orders"]')
+        if len(connectors) > 1:
+            raise FeatureUnsupported("several connectors on one node", hint="name one; more come with a later release")
+        self.resolver: ConflictResolver = resolver or LastWriteWins()
+        if not isinstance(self.resolver, ConflictResolver):
+            raise ConfigError(f"{self.resolver!r} is no resolver", hint="it needs name, version and resolve(conflict)")
+        check_projections(projections)
+        made = [connector_for(each) for each in connectors]
+        settings = Settings(
+            node=node_id,
+            topics=tuple(dict.fromkeys(topics)),
+            resolver=(self.resolver.name, self.resolver.version),
+            packing=packing,
+            push_only=push_only,
+            pull_only=pull_only,
+            held_max=held_max,
+            clock_leap_ms_max=clock_leap_ms_max,
+            lease_s=lease_s,
+        )
+        # The store comes last: making it claims the file.
+        self._driver = Driver(settings, store_for(store), observer or Silence(), world or World())
+        self._driver.wrote = self._wrote
+        self._links = [
+            Link(link_name(each, url if isinstance(url, str) else getattr(each, "url", "")), each, self._driver)
+            for url, each in zip(connectors, made, strict=True)
+        ]
+        self._projector = Projector(self._driver, projections, self.resolver)
+        self._listeners: list[OnResult] = []
+        self._meeting = asyncio.Lock()
+        self._auto: AutoSync | None = None
+        self._yield_live = asyncio.Event()
+        self._interval_s = 30.0
+        self._timeout_s = 30.0
+        self._opened = False
+
+    # --- opening and closing -----------------------------------------------------------------------------------------
+
+    @property
+    def node_id(self) -> str:
+        """As given."""
+        return self._driver.settings.node
+
+    @property
+    def topics(self) -> tuple[str, ...]:
+        """As given."""
+        return self._driver.settings.topics
+
+    @property
+    def store(self) -> EventStore:
+        """The node's own store."""
+        return self._driver.store
+
+    async def open(self) -> SyncNode:
+        """Open the store. No broker is needed.
+
+        Raises:
+            StoreInUse, StoreCorrupt, SchemaNewer, StoreBusy: the store cannot be opened.
+        """
+        await self._driver.open()
+        self._opened = True
+        return self
+
+    async def close(self) -> None:
+        """Stop auto-sync, let go of the brokers, and close the store cleanly. May be called twice."""
+        await self.stop_auto_sync()
+        for link in self._links:
+            await link.close()
+        self._opened = False
+        await self._driver.close()
+
+    async def __aenter__(self) -> SyncNode:
+        return await self.open()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def _check_open(self) -> None:
+        if not self._opened:
+            raise StoreClosed(f"the node {self.node_id!r} is not open")
+
+    # --- writing -----------------------------------------------------------------------------------------------------
+
+    async def append(self, draft: Draft) -> Stored:
+        """Write one event, durably; works offline.
+
+        Raises:
+            IdReused: the draft's id belongs to an event with other content.
+            Invalid, TooLarge, CauseUnknown, ClockSkew: the draft cannot be written.
+            StoreBusy, StoreFull: nothing was written.
+        """
+        return (await self.append_many([draft]))[0]
+
+    async def append_many(self, drafts: Sequence[Draft]) -> list[Stored]:
+        """Write events in one durable commit: all of them, or none; see `append` for the errors."""
+        self._check_open()
+        if not drafts:
+            return []
+        if self.topics:
+            for draft in drafts:
+                if draft.topic not in self.topics:
+                    raise Invalid(
+                        f"{draft.topic!r} is not a topic of this node",
+                        hint=f"it replicates {', '.join(self.topics)}; an event elsewhere would never be sent",
+                    )
+        with self._driver.operation("append") as traceparent:
+            result = await self._driver.write(drafts, traceparent=traceparent)
+        return list(result.appended)
+
+    def _wrote(self) -> None:
+        if self._auto is not None:
+            self._auto.wake()
+
+    # --- reading -----------------------------------------------------------------------------------------------------
+
+    async def log(
+        self, topic: str | None = None, *, after: Offset | None = None, twins: bool = False
+    ) -> AsyncIterator[Stored]:
+        """The log in commit order, to its present end.
+
+        Args:
+            topic: None for every topic.
+            after: Begin behind this offset; `stored.offset` of the last one read goes on from there.
+            twins: Also give the second event of a fact that two nodes wrote under one id.
+        """
+        self._check_open()
+        while page := await self.store.log(topic, after=after, limit=PAGE_EVENTS):
+            for stored in page:
+                if twins or not stored.twin:
+                    yield stored
+            after = page[-1].offset
+
+    async def aggregate(self, topic: str, aggregate_id: str) -> list[Event]:
+        """Every event of an aggregate, each fact once, in canonical order (hybrid time, origin, number)."""
+        self._check_open()
+        return list(conflict_of(topic, aggregate_id, await self.store.aggregate(topic, aggregate_id)).events)
+
+    async def resolve(self, topic: str, aggregate_id: str) -> Resolution:
+        """What the aggregate's state is, by the node's resolver; equal on every replica with the same events."""
+        self._check_open()
+        return resolve(self.resolver, conflict_of(topic, aggregate_id, await self.store.aggregate(topic, aggregate_id)))
+
+    async def digest(self, topic: str) -> str:
+        """64 hex digits; equal on two replicas iff they hold the same events of the topic."""
+        self._check_open()
+        return f"{checksum(await self.store.summary(topic)):064x}"
+
+    # --- syncing -----------------------------------------------------------------------------------------------------
+
+    async def sync(self, *, timeout_s: float = 30.0) -> SyncResult:
+        """One whole meeting: read to the end, publish what is unsent and what is owed, and read it back.
+
+        Args:
+            timeout_s: Longest time without any progress; never a limit on the whole.
+
+        Raises:
+            Unavailable: nobody was reached. Being offline is normal: try again later.
+            Timeout: the broker made no progress.
+            ConfigError: the node has no connector.
+            StoreError: the local store failed.
+        """
+        return await self._meet(timeout_s=timeout_s, publish=True)
+
+    async def push(self, *, timeout_s: float = 30.0) -> SyncResult:
+        """Like `sync`: to know what is unsent the log has to be read, and what is read is kept."""
+        return await self._meet(timeout_s=timeout_s, publish=True)
+
+    async def pull(self, *, timeout_s: float = 30.0) -> SyncResult:
+        """Read the log to its end, and publish nothing; see `sync` for the errors."""
+        return await self._meet(timeout_s=timeout_s, publish=False)
+
+    async def _meet(
+        self, *, timeout_s: float, publish: bool, live: asyncio.Event | None = None, interval_s: float = 0.0
+    ) -> SyncResult:
+        self._check_open()
+        if not self._links:
+            raise ConfigError("this node has no connector", hint='for example connectors=["nats://127.0.0.1:4222"]')
+        self._yield_live.set()  # auto-sync, if it is live just now, makes room
+        async with self._meeting:
+            self._yield_live.clear()
+            link = self._links[0]
+            started = time.perf_counter()
+            with self._driver.operation("sync"):
+                try:
+                    async with Session(link, publish=publish) as session:
+                        await session.meet(timeout_s)
+                        result = await self._finish(link, started, ())
+                        if live is not None:
+                            await self._live(session, live, interval_s)
+                except SyncKitError as error:
+                    self._observe_sync(None, time.perf_counter() - started, error.code)
+                    raise
+        return result
+
+    async def _live(self, session: Session, stop: asyncio.Event, interval_s: float) -> None:
+        """Stay connected until the interval is over, auto-sync stops, or somebody wants a meeting of his own."""
+        ended = asyncio.Event()
+
+        async def either() -> None:
+            waits = [asyncio.create_task(each.wait()) for each in (stop, self._yield_live)]
+            try:
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for wait in waits:
+                    wait.cancel()
+            ended.set()
+
+        watcher = asyncio.create_task(either())
+        try:
+            await session.live(ended, interval_s)
+            if stop.is_set():
+                # Drain: what was written last goes out before the connection does.
+                await session.meet(min(self._timeout_s, 5.0))
+                await self._finish(session.link, time.perf_counter(), ())
+        finally:
+            watcher.cancel()
+            await asyncio.gather(watcher, return_exceptions=True)
+
+    async def _finish(self, link: Link, started: float, errors: tuple[Exception, ...]) -> SyncResult:
+        counts = link.take_counts()
+        replica = self._driver.replica
+        result = gather(
+            {topic: replica.standing(topic) for topic in self.topics},
+            pushed=counts.pushed,
+            pulled=counts.pulled,
+            conflicts=len(counts.conflicts),
+            duration_s=time.perf_counter() - started,
+            errors=errors,
+        )
+        await self._projector.catch_up()
+        self._observe_sync(result, result.duration_s, "")
+        for listener in list(self._listeners):
+            try:
+                answer = listener(result)
+                if inspect.isawaitable(answer):
+                    await answer
+            except Exception:
+                logger.exception("a listener of %s raised", self.node_id)
+        return result
+
+    def _observe_sync(self, result: SyncResult | None, duration_s: float, error: str) -> None:
+        self._driver.observe(
+            Synced(
+                node=self.node_id,
+                pushed=result.events_pushed if result else 0,
+                pulled=result.events_pulled if result else 0,
+                conflicts=result.conflicts_resolved if result else 0,
+                complete=bool(result and result.complete),
+                error=error,
+                duration_s=duration_s,
+            )
+        )
+
+    async def start_auto_sync(self, *, interval_s: float = 30.0, timeout_s: float = 30.0) -> None:
+        """Keep in sync: live while the broker is there, with backoff and jitter while it is not.
+
+        Args:
+            interval_s: How often a whole meeting looks at everything anew; in between events flow as they come.
+            timeout_s: See `sync`.
+
+        Raises:
+            ConfigError: the node has no connector, or auto-sync runs already.
+        """
+        self._check_open()
+        if not self._links:
+            raise ConfigError("this node has no connector", hint='for example connectors=["nats://127.0.0.1:4222"]')
+        if self._auto is not None:
+            raise ConfigError("auto-sync runs already", hint="await node.stop_auto_sync() first")
+        self._interval_s, self._timeout_s = interval_s, timeout_s
+
+        def meet(stop: asyncio.Event) -> Awaitable[SyncResult]:
+            return self._meet(timeout_s=timeout_s, publish=True, live=stop, interval_s=interval_s)
+
+        self._auto = AutoSync(meet, self._driver.world.dice)
+        self._auto.start()
+
+    async def stop_auto_sync(self) -> None:
+        """Send what is still unsent, if the broker is there, and stop. Does nothing if it does not run."""
+        auto, self._auto = self._auto, None
+        if auto is not None:
+            await auto.stop()
+
+    def subscribe(self, on_result: OnResult) -> Callable[[], None]:
+        """Call this with the result of every sync (it may be a coroutine function); gives what ends it."""
+        self._listeners.append(on_result)
+
+        def unsubscribe() -> None:
+            if on_result in self._listeners:
+                self._listeners.remove(on_result)
+
+        return unsubscribe
+
+    async def project(self) -> int:
+        """Bring the projections up to the end of the log; gives how many events were applied. `sync` does it too.
+
+        Raises:
+            ProjectionFailed: one raised; its offset has not moved.
+        """
+        self._check_open()
+        return await self._projector.catch_up()

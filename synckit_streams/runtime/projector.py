@@ -1,0 +1,146 @@
+"""Feeds projections from the log: a page, its effect and its offset in one transaction.
+
+A projection that wants resolved aggregates (`resolved = True`) gets, for each aggregate that a page touches, what it
+applied last and what the aggregate resolves to now. What it applied last is kept in its own transaction, so it can
+retract exactly that: adding a head's value at each change would give another total on each replica.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from synckit_streams.errors import ConfigError, ProjectionFailed, SyncKitError
+from synckit_streams.model.event import Offset, Stored
+from synckit_streams.ports.projection import Batch, Change, Projection
+from synckit_streams.ports.store import EventStore, Transaction
+from synckit_streams.ports.telemetry import Projected
+from synckit_streams.runtime.driver import Driver
+from synckit_streams.sync.conflict import ConflictResolver, conflict_of, resolve
+
+PAGE_EVENTS = 1_000
+_APPLIED = (
+    "CREATE TABLE IF NOT EXISTS projection_applied "
+    "(projection TEXT, topic TEXT, aggregate_id TEXT, data BLOB NOT NULL, "
+    "PRIMARY KEY (projection, topic, aggregate_id)) WITHOUT ROWID"
+)
+
+
+def check_projections(projections: Sequence[Projection]) -> None:
+    """That every projection has a name of its own.
+
+    Raises:
+        ConfigError: two have the same, or one has none.
+    """
+    names = [projection.name for projection in projections]
+    twice = sorted({name for name in names if names.count(name) > 1 or not name})
+    if twice:
+        raise ConfigError(f"projections share a name or have none: {', '.join(map(repr, twice))}")
+
+
+class Projector:
+    """Runs the projections of one node, one after another.
+
+    Args:
+        driver: Of the node.
+        projections: Each with a name of its own.
+        resolver: For those that want resolved aggregates.
+    """
+
+    def __init__(self, driver: Driver, projections: Sequence[Projection], resolver: ConflictResolver) -> None:
+        self._driver = driver
+        self._projections = tuple(projections)
+        self._resolver = resolver
+        self._ready: set[str] = set()
+
+    async def catch_up(self) -> int:
+        """Apply everything that is in the log; gives how many events were applied.
+
+        Raises:
+            ProjectionFailed: one raised; the others have been run all the same.
+            StoreError: the store failed.
+        """
+        applied = 0
+        failure: ProjectionFailed | None = None
+        for projection in self._projections:
+            try:
+                while (count := await self._page(projection)) is not None:
+                    applied += count
+            except ProjectionFailed as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
+        return applied
+
+    async def _page(self, projection: Projection) -> int | None:
+        """One page and its offset, in one transaction; None at the end of the log."""
+        store = self._driver.store
+        started = time.perf_counter()
+        consumer = f"projection|{projection.name}"
+        async with store.transaction() as tx:
+            offset = await tx.offset(consumer)
+            if projection.name not in self._ready:
+                await tx.execute(_APPLIED)
+                if offset is None:
+                    await self._run(projection, projection.reset(tx))
+            page = await store.log(after=offset, limit=PAGE_EVENTS)
+            if not page:
+                # Where it stands is kept even when nothing was there, so that `reset` runs once.
+                if offset is None:
+                    await tx.set_offset(consumer, Offset(store.id, 0))
+                self._ready.add(projection.name)
+                return None
+            wanted = [
+                each
+                for each in page
+                if not each.twin
+                and (not projection.topics or each.event.topic in projection.topics)
+                and (not projection.types or each.event.type in projection.types)
+            ]
+            changes = await self._changes(store, tx, projection, wanted) if projection.resolved else ()
+            if wanted:
+                await self._run(projection, projection.apply(Batch(wanted, changes), tx))
+            await tx.set_offset(consumer, page[-1].offset)
+        self._ready.add(projection.name)
+        duration = time.perf_counter() - started
+        self._driver.observe(
+            Projected(
+                node=self._driver.settings.node, projection=projection.name, events=len(wanted), duration_s=duration
+            )
+        )
+        return len(wanted)
+
+    async def _run(self, projection: Projection, work: Callable[[], object] | object) -> None:
+        try:
+            await work  # type: ignore[misc]
+        except SyncKitError:
+            raise
+        except Exception as error:
+            raise ProjectionFailed(
+                f"the projection {projection.name!r} raised {type(error).__name__}: {error}",
+                hint="its offset has not moved: put it right and it goes on from there",
+            ) from error
+
+    async def _changes(
+        self, store: EventStore, tx: Transaction, projection: Projection, wanted: Sequence[Stored]
+    ) -> list[Change]:
+        touched = dict.fromkeys((each.event.topic, each.event.aggregate_id) for each in wanted)
+        changes: list[Change] = []
+        for topic, aggregate_id in touched:
+            events = await store.aggregate(topic, aggregate_id)
+            current = resolve(self._resolver, conflict_of(topic, aggregate_id, events)).data
+            key = (projection.name, topic, aggregate_id)
+            rows = await tx.execute(
+                "SELECT data FROM projection_applied WHERE projection = ? AND topic = ? AND aggregate_id = ?", key
+            )
+            previous = msgspec.json.decode(rows[0][0]) if rows else None
+            if rows and previous == current:
+                continue
+            changes.append(Change(topic, aggregate_id, previous, current))
+        applied = [
+            (projection.name, each.topic, each.aggregate_id, msgspec.json.encode(each.current)) for each in changes
+        ]
+        await tx.execute_many("INSERT OR REPLACE INTO projection_applied VALUES (?, ?, ?, ?)", applied)
+        return changes

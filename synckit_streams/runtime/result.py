@@ -1,0 +1,66 @@
+"""What a sync did."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from synckit_streams.model.seen import Intervals, Seen
+from synckit_streams.sync.protocol import Standing
+
+
+class SyncResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What one `sync()` did, and how far the node is from complete.
+
+    Args:
+        events_pushed: Events that a broker acknowledged for the first time.
+        events_pulled: Events of other nodes that entered the log.
+        conflicts_resolved: Aggregates in which an event from elsewhere met one that it did not know.
+        duration_s: From beginning to end.
+        complete: A proof, not a hope: every local event is acknowledged, the log was read to its end, every live peer's
+            events are here, and nothing is held or refused.
+        missing: For each origin, closed ranges of the numbers that are missing, over all topics. Events that others
+            hold and this node lacks, and own events that no connector has acknowledged.
+        missing_by_topic: The same, per topic.
+        reasons: Why it is not complete, in words.
+        errors: What went wrong on the way and did not stop it.
+    """
+
+    events_pushed: int
+    events_pulled: int
+    conflicts_resolved: int
+    duration_s: float
+    complete: bool
+    missing: Mapping[str, Intervals]
+    missing_by_topic: Mapping[str, Mapping[str, Intervals]]
+    reasons: tuple[str, ...]
+    errors: tuple[Exception, ...] = ()
+
+
+def gather(
+    standings: Mapping[str, Standing],
+    *,
+    pushed: int,
+    pulled: int,
+    conflicts: int,
+    duration_s: float,
+    errors: tuple[Exception, ...],
+) -> SyncResult:
+    """One result from the topics' standings."""
+    missing = Seen()
+    for standing in standings.values():
+        missing = missing.union(standing.missing)
+    return SyncResult(
+        events_pushed=pushed,
+        events_pulled=pulled,
+        conflicts_resolved=conflicts,
+        duration_s=duration_s,
+        complete=not errors and all(standing.complete for standing in standings.values()),
+        missing=dict(missing.ranges),
+        missing_by_topic={
+            topic: dict(standing.missing.ranges) for topic, standing in standings.items() if standing.missing
+        },
+        reasons=tuple(f"{topic}: {reason}" for topic, standing in standings.items() for reason in standing.reasons),
+        errors=errors,
+    )

@@ -1,0 +1,195 @@
+"""One topic over one link: what was read there, what must still go out, and what the peers have said.
+
+A plain record with the pure questions that can be asked of it. `Replica` changes it; nobody else does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import NamedTuple
+
+from synckit_streams.model.codec import node_of
+from synckit_streams.model.exchange import Bounds, PlaceRun, Summary
+from synckit_streams.model.seen import Seen
+from synckit_streams.sync.places import Places
+from synckit_streams.sync.protocol import Digest
+
+
+class Peer(NamedTuple):
+    """What one node last said, and when that was by our monotonic clock (`said_ms`)."""
+
+    digest: Digest
+    seen: Seen
+    said_ms: int
+
+
+class Stage(Enum):
+    """How far the repair of what is owed has come: wait, look where the log ends, read to there, then publish."""
+
+    IDLE = 0
+    WAITING = 1
+    LOOKING = 2
+    READING = 3
+
+
+class Flight(NamedTuple):
+    """Events on their way: published, and not read back. `barrier` is None until the broker has answered."""
+
+    events: Seen
+    barrier: Mapping[int, int] | None
+
+
+class Channel:
+    """See the module's text."""
+
+    def __init__(self, link: str, topic: str) -> None:
+        self.link = link
+        self.topic = topic
+        self.joined = False
+        self.muted = False
+        self.identity: dict[int, str] = {}
+        self.first: dict[int, int] = {}
+        self.position: dict[int, int] = {}
+        self.target: dict[int, int] = {}
+        self.places = Places()
+        self.unsent = Seen()
+        self.sent_before = Seen()
+        self.flights: list[Flight] = []
+        self.stuck = Seen()
+        self.peers: dict[str, Peer] = {}
+        self.loaded = False
+        self.stage = Stage.IDLE
+        self.due_ms = 0
+        self.look: dict[int, int] = {}
+        self.said: object = None
+        self.said_ms = -(10**12)
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether everything has been read up to the end that was last captured."""
+        return self.joined and self._read_to(self.target)
+
+    @property
+    def seen_all(self) -> bool:
+        """Whether everything has been read up to the end that the last look found."""
+        return self._read_to(self.look)
+
+    def _read_to(self, ends: Mapping[int, int]) -> bool:
+        return all(self.position.get(at, 0) + 1 >= end for at, end in ends.items())
+
+    @property
+    def flying(self) -> Seen:
+        """Everything on its way."""
+        flying = Seen()
+        for flight in self.flights:
+            flying = flying.union(flight.events)
+        return flying
+
+    def capture(self, bounds: Mapping[int, Bounds]) -> None:
+        """Remember where the logs begin and end now."""
+        for partition, (identity, first, end) in bounds.items():
+            self.identity[partition] = identity
+            self.first[partition] = first
+            self.target[partition] = end
+
+    def read(self, partition: int, position: int, runs: tuple[PlaceRun, ...]) -> None:
+        """A batch was read and is durable."""
+        self.position[partition] = max(position, self.position.get(partition, 0))
+        here = [run for run in runs if run.topic == self.topic]
+        for run in here:
+            self.places.add(run.origin, run.first, run.positions, partition)
+        if not (self.unsent or self.flights):
+            return
+        found = Seen()
+        for run in here:
+            found = found.with_ranges({run.origin: ((run.first, run.first + len(run.positions) - 1),)})
+        self.unsent = self.unsent.minus(found)
+        left: list[Flight] = []
+        for events, barrier in self.flights:
+            rest = events.minus(found) if found else events
+            if not rest:
+                continue
+            if barrier is not None and all(self.position.get(at, 0) >= end for at, end in barrier.items()):
+                # We have read past the place where the broker said they lie, and they were not there.
+                self.unsent = self.unsent.union(rest)
+                continue
+            left.append(Flight(rest, barrier))
+        self.flights = left
+
+    def lift_off(self) -> Seen:
+        """Take all that is unsent on its way."""
+        events, self.unsent = self.unsent, Seen()
+        self.flights.append(Flight(events, None))
+        return events
+
+    def fly(self, events: Seen) -> None:
+        """These are on their way too."""
+        self.flights.append(Flight(events, None))
+
+    def landed(self, events: Seen, barrier: Mapping[int, int] | None) -> None:
+        """The broker answered for some of what is on its way; None means that it failed."""
+        left: list[Flight] = []
+        known = Seen()
+        for flight in self.flights:
+            if flight.barrier is not None:
+                left.append(flight)
+                continue
+            rest = flight.events.minus(events)
+            known = known.union(flight.events.minus(rest))
+            if rest:
+                left.append(Flight(rest, None))
+        if barrier is None:
+            self.unsent = self.unsent.union(known)
+        elif known:
+            left.append(Flight(known, barrier))
+        self.flights = left
+        if barrier is not None:
+            self.read(-1, 0, ())  # the reader may have been there already
+
+    def stick(self, events: Seen) -> None:
+        """The broker will not take these."""
+        self.flights = [
+            Flight(rest, flight.barrier) for flight in self.flights if (rest := flight.events.minus(events))
+        ]
+        self.stuck = self.stuck.union(events)
+
+    def ground(self) -> None:
+        """The link is gone: nothing is on its way any more."""
+        for flight in self.flights:
+            self.unsent = self.unsent.union(flight.events)
+        self.flights = []
+
+    def find_unsent(self, summary: Summary, node: str) -> None:
+        """After a join: every event of this node's own that is not in the current log."""
+        own = Seen({origin: ranges for origin, ranges in summary.seen.ranges.items() if node_of(origin) == node})
+        self.unsent = own.minus(self.places.at_or_past(own, self.first))
+        self.stuck = Seen()
+
+    def next_positions(self) -> dict[int, tuple[str, int]]:
+        """The reader's place: per partition the broker's identity and the next position."""
+        return {at: (identity, self.position.get(at, 0) + 1) for at, identity in self.identity.items()}
+
+    def owed_to(self, peer: Peer, summary: Summary) -> Seen:
+        """What a peer lacks and will not come across: not in the current log at or past its place.
+
+        Without the last condition a reader that merely lags looks like one that lost data, and everybody sends again
+        what is already in its queue.
+        """
+        lacks = summary.seen.minus(peer.seen)
+        if not lacks:
+            return lacks
+        lacks = lacks.minus(Seen.of(peer.digest.refused))
+        threshold = dict(self.first)
+        for partition, (identity, position) in peer.digest.places.items():
+            if self.identity.get(partition) == identity:
+                threshold[partition] = max(position, threshold.get(partition, 0))
+        on_the_way = self.flying.union(self.unsent).union(self.stuck)
+        return lacks.minus(self.places.at_or_past(lacks, threshold)).minus(on_the_way)
+
+    def owed(self, summary: Summary) -> Seen:
+        """What is owed to anybody."""
+        owed = Seen()
+        for peer in self.peers.values():
+            owed = owed.union(self.owed_to(peer, summary))
+        return owed

@@ -1,0 +1,449 @@
+"""One replica of the event set, as a state machine with no I/O. All inputs go through one door: `step`.
+
+Theory of operation. Local writes are persisted, then published. What is read from a log is persisted, held if it is
+early, and its place remembered. An own event is *unsent* until it was read back from the log; what was published and is
+passed over by the reader was lost, and is sent again. Peers announce digests: what one of them lacks and will not come
+across is owed to it, and is published after a random wait, if by then nobody else has. What loss, `held_max` or a lying
+broker cost us, the next digests bring back.
+
+There is no clock, no dice and no I/O here: time and chance come in with `Tick`, and everything that must be durable
+goes out as a `Persist`. If carrying out an effect fails, the replica is thrown away and a new one is told `Opened`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from synckit_streams.model.clock import Key
+from synckit_streams.model.codec import DIGEST_MODULUS, HASH_BYTES, node_of
+from synckit_streams.model.event import Offset
+from synckit_streams.model.exchange import AppendResult, Summary
+from synckit_streams.model.seen import Seen
+from synckit_streams.sync import protocol
+from synckit_streams.sync.channel import Channel, Peer, Stage
+from synckit_streams.sync.protocol import Alarm, AlarmKind, Effect, Standing
+
+LEASE_MS = 90_000
+"""For how long a digest makes its node count as live."""
+HEARTBEAT_MS = LEASE_MS // 3
+ANNOUNCE_MS = 1_000
+"""Least time between two digests of one topic."""
+SPREAD_MS = 1_000
+"""Longest random wait before publishing what is owed to a peer."""
+
+
+def checksum(summary: Summary) -> int:
+    """The sum of the hashes of every event of a topic, modulo 2^256: equal on two replicas iff they hold the same."""
+    return sum(summary.sums.values()) % DIGEST_MODULUS
+
+
+class Replica:
+    """See the module's text.
+
+    Args:
+        node: The node id.
+        topics: Which topics it replicates.
+        resolver: Name and version of the conflict resolver.
+        lease_ms: See `LEASE_MS`.
+        spread_ms: See `SPREAD_MS`.
+    """
+
+    def __init__(
+        self,
+        node: str,
+        topics: Sequence[str],
+        *,
+        resolver: tuple[str, int],
+        lease_ms: int = LEASE_MS,
+        spread_ms: int = SPREAD_MS,
+    ) -> None:
+        self.node = node
+        self.topics = tuple(topics)
+        self._resolver = resolver
+        self._lease_ms = lease_ms
+        self._spread_ms = spread_ms
+        self._summaries: dict[str, Summary] = {topic: Summary(Seen(), {}) for topic in topics}
+        self._channels: dict[tuple[str, str], Channel] = {}
+        self._wanted_since: dict[Key, int] = {}
+        self._alarmed: set[tuple[str, ...]] = set()
+        self._number = 0
+        self._now_ms = 0
+        self._steps: dict[type, Callable[..., list[Effect]]] = {
+            protocol.Opened: self._opened,
+            protocol.Write: self._write,
+            protocol.Persisted: self._persisted,
+            protocol.Joined: self._joined,
+            protocol.Left: self._left,
+            protocol.Received: self._received,
+            protocol.Sent: self._sent,
+            protocol.Failed: self._failed,
+            protocol.Refused: self._refused,
+            protocol.Heard: self._heard,
+            protocol.Looked: self._looked,
+            protocol.Tick: self._tick,
+            protocol.Mute: self._mute,
+        }
+
+    def step(self, given: protocol.Input) -> list[Effect]:
+        """The one door: what happened goes in, what to do comes out, in order."""
+        return self._steps[type(given)](given)
+
+    # --- questions ---------------------------------------------------------------------------------------------------
+
+    def summary(self, topic: str) -> Summary:
+        """What this replica holds of a topic."""
+        return self._summaries[topic]
+
+    def channel(self, link: str, topic: str) -> Channel | None:
+        """What is known of a topic over a link; for reading only."""
+        return self._channels.get((link, topic))
+
+    def settled(self, link: str, topic: str) -> bool:
+        """Whether a meeting has nothing left to do: all read, all sent and read back, nothing owed, all said."""
+        channel = self._channels.get((link, topic))
+        if channel is None or not channel.caught_up:
+            return False
+        if channel.muted:
+            return True
+        if channel.unsent or channel.flights or channel.stage is not Stage.IDLE:
+            return False
+        return channel.said == self._saying(channel) and not channel.owed(self._summaries[topic])
+
+    def needs_places(self, link: str, topic: str) -> bool:
+        """Whether `Joined` must bring what the store knows of places; later joins of one life need not."""
+        channel = self._channels.get((link, topic))
+        return channel is None or not channel.loaded
+
+    def live(self, peer: Peer) -> bool:
+        """Whether a peer's digest is fresh enough for it to count as live."""
+        return self._now_ms - peer.said_ms <= self._lease_ms
+
+    def standing(self, topic: str) -> Standing:
+        """How far the topic is from complete."""
+        summary = self._summaries[topic]
+        channels = [each for (_, of), each in self._channels.items() if of == topic and each.joined]
+        missing, reasons = Seen(), []
+        if not channels:
+            reasons.append("no connector has been reached")
+        if any(not channel.caught_up for channel in channels):
+            reasons.append("the log has not been read to its end")
+        # Local events count as acknowledged when one connector's log holds them.
+        waiting = [channel.unsent.union(channel.flying).union(channel.stuck) for channel in channels]
+        own = min(waiting, key=len, default=Seen())
+        own = Seen({origin: ranges for origin, ranges in own.ranges.items() if node_of(origin) == self.node})
+        if own:
+            missing = missing.union(own)
+            reasons.append(f"{len(own)} local events are not acknowledged by any connector")
+        for channel in channels:
+            for peer in channel.peers.values():
+                if not self.live(peer):
+                    continue
+                lacking = peer.seen.minus(summary.seen)
+                if lacking:
+                    missing = missing.union(lacking)
+                    reasons.append(f"{peer.digest.node} holds {len(lacking)} events that are not here")
+                elif peer.seen == summary.seen and self._checksum(summary) != peer.digest.checksum:
+                    reasons.append(f"{peer.digest.node} holds the same keys with other content")
+                elif not peer.digest.whole and self._checksum(summary) != peer.digest.checksum:
+                    reasons.append(f"{peer.digest.node} holds more than its digest can say")
+        if summary.held:
+            missing = missing.union(Seen.of((key.origin, key.seq) for key in summary.wanted if key.topic == topic))
+            reasons.append(f"{len(summary.held)} events wait for a cause")
+        if summary.refused:
+            missing = missing.union(Seen.of((key.origin, key.seq) for key in summary.refused))
+            reasons.append(f"{len(summary.refused)} events were refused")
+        return Standing(not reasons, missing, tuple(reasons))
+
+    @staticmethod
+    def _checksum(summary: Summary) -> bytes:
+        return checksum(summary).to_bytes(HASH_BYTES, "big")
+
+    # --- writing and reading -----------------------------------------------------------------------------------------
+
+    def _opened(self, given: protocol.Opened) -> list[Effect]:
+        self._summaries.update(given.summaries)
+        return []
+
+    def _write(self, given: protocol.Write) -> list[Effect]:
+        return [protocol.Persist(drafts=given.drafts, cause=given)]
+
+    def _received(self, given: protocol.Received) -> list[Effect]:
+        # The offset commits with the events: what is acknowledged is on the disk, and what is not comes again.
+        reader = protocol.reader_name(given.link, given.topic, given.partition)
+        return [protocol.Persist(received=given.arrivals, offsets={reader: given.offset}, cause=given)]
+
+    def _persisted(self, given: protocol.Persisted) -> list[Effect]:
+        result, cause = given
+        effects: list[Effect] = []
+        for topic, summary in result.summaries.items():
+            known = self._summaries.get(topic)
+            # Results of one group commit may be handed out in any order; what is seen only grows.
+            if known is None or len(summary.seen) >= len(known.seen):
+                self._summaries[topic] = summary
+        if isinstance(cause, protocol.Received):
+            channel = self._channels.get((cause.link, cause.topic))
+            if channel is not None:
+                channel.read(cause.partition, cause.offset.position, result.runs)
+                effects += self._repair(channel)
+        effects += self._alarms(result)
+        fresh: dict[str, Seen] = {}
+        if result.fresh:
+            for topic in {stored.event.topic for stored in result.appended}:
+                dots = [each.event.dot for each in result.appended if each.event.topic == topic]
+                fresh[topic] = _ranges(dots)
+        for channel in self._channels.values():
+            if channel.topic in fresh and channel.joined:
+                channel.unsent = channel.unsent.union(fresh[channel.topic])
+            effects += self._flow(channel)
+        return effects
+
+    def _alarms(self, result: AppendResult) -> list[Effect]:
+        alarms: list[Effect] = []
+        for key, kept, reissued in result.reused:
+            text = (
+                f"{key.origin}:{key.seq} has two contents; {kept.hex()[:8]} stays, {reissued.id} is {reissued.origin}:1"
+            )
+            alarms.append(Alarm(AlarmKind.DOT_REUSED, key.topic, text))
+        for key, id in result.twins:
+            alarms.append(Alarm(AlarmKind.TWINS, key.topic, f"the id {id} was written twice with other content"))
+        topic = next(iter(result.summaries), "")
+        if result.quarantined:
+            text = f"{len(result.quarantined)} set aside: {result.quarantined[0]}"
+            alarms.append(Alarm(AlarmKind.QUARANTINED, topic, text))
+        if result.dropped:
+            alarms.append(Alarm(AlarmKind.HELD_FULL, topic, f"{len(result.dropped)} let go; they come again"))
+        return alarms
+
+    def _flow(self, channel: Channel) -> list[Effect]:
+        """Publish what is unsent, once the reader has caught up (before that we cannot know what is)."""
+        if channel.muted or not channel.unsent or not channel.caught_up:
+            return []
+        events = channel.lift_off()
+        again = events.minus(events.minus(channel.sent_before))
+        channel.sent_before = channel.sent_before.union(events)
+        return [protocol.Publish(channel.link, channel.topic, events, bool(again))]
+
+    # --- links -------------------------------------------------------------------------------------------------------
+
+    def _joined(self, given: protocol.Joined) -> list[Effect]:
+        channel = self._channels.setdefault((given.link, given.topic), Channel(given.link, given.topic))
+        channel.capture(given.bounds)
+        channel.loaded = True
+        for partition, run in given.runs:
+            channel.places.add(run.origin, run.first, run.positions, partition)
+        effects: list[Effect] = []
+        forget: list[str] = []
+        offsets: dict[str, Offset] = {}
+        for partition, (identity, first, end) in given.bounds.items():
+            reader = protocol.reader_name(given.link, given.topic, partition)
+            stored = given.stored.get(partition)
+            lost = self._lost(given, partition)
+            if stored is None or lost is not None:
+                channel.position[partition] = 0
+                # The identity is kept even when the log is empty: another one later is then noticed.
+                offsets[reader] = Offset(identity, 0)
+            else:
+                channel.position[partition] = stored.position
+            if lost is not None:
+                forget.append(reader)
+                channel.places.forget(partition)
+                channel.sent_before = Seen()
+                effects.append(
+                    Alarm(lost, given.topic, f"{given.link} stood at {stored}, the log is {first}..{end - 1}")
+                )
+            elif stored is not None and stored.position + 1 < first:
+                gone = f"{given.link} had read to {stored.position}, the log begins at {first}"
+                effects.append(Alarm(AlarmKind.TRIMMED, given.topic, gone))
+                channel.said = None
+        channel.joined = True
+        channel.ground()
+        channel.find_unsent(self._summaries[given.topic], self.node)
+        if offsets:
+            effects.insert(0, protocol.Persist(forget=forget, offsets=offsets, cause=given))
+        return effects + self._flow(channel)
+
+    @staticmethod
+    def _lost(given: protocol.Joined, partition: int) -> AlarmKind | None:
+        """Whether the log is not the one that was read, and which way."""
+        identity, first, end = given.bounds[partition]
+        stored = given.stored.get(partition)
+        if stored is None:
+            return None
+        if stored.log != identity:
+            return AlarmKind.RECREATED
+        if stored.position == 0:
+            return None
+        if stored.position >= end:
+            return AlarmKind.REWOUND
+        if stored.position >= first and given.witness.get(partition) is not True:
+            return AlarmKind.REWOUND
+        return None
+
+    def _left(self, given: protocol.Left) -> list[Effect]:
+        for channel in self._channels.values():
+            if channel.link == given.link:
+                channel.joined = False
+                channel.stage = Stage.IDLE
+                channel.ground()
+        return []
+
+    def _mute(self, given: protocol.Mute) -> list[Effect]:
+        effects: list[Effect] = []
+        for topic in self.topics:
+            channel = self._channels.setdefault((given.link, topic), Channel(given.link, topic))
+            channel.muted = given.on
+            effects += self._flow(channel)
+        return effects
+
+    def _sent(self, given: protocol.Sent) -> list[Effect]:
+        channel = self._channels[given.link, given.topic]
+        channel.landed(given.events, given.barrier)
+        return self._flow(channel)
+
+    def _failed(self, given: protocol.Failed) -> list[Effect]:
+        # Not at once: whoever failed just now fails again. The next tick, read or write takes them along.
+        self._channels[given.link, given.topic].landed(given.events, None)
+        return []
+
+    def _refused(self, given: protocol.Refused) -> list[Effect]:
+        self._channels[given.link, given.topic].stick(given.events)
+        return [Alarm(AlarmKind.REFUSED, given.topic, f"{given.link} does not take {given.events}")]
+
+    # --- peers -------------------------------------------------------------------------------------------------------
+
+    def _heard(self, given: protocol.Heard) -> list[Effect]:
+        digest = given.digest
+        if digest.node == self.node or digest.topic not in self._summaries:
+            return []
+        channel = self._channels.setdefault((given.link, digest.topic), Channel(given.link, digest.topic))
+        channel.peers[digest.node] = peer = Peer(digest, given.seen, self._now_ms - given.age_ms)
+        effects: list[Effect] = []
+        summary = self._summaries[digest.topic]
+        if given.seen == summary.seen and digest.whole and digest.checksum != self._checksum(summary):
+            evidence = f"{digest.node} holds the same keys with another checksum"
+            effects += self._once(AlarmKind.DIGEST_MISMATCH, digest.topic, evidence)
+        if self.live(peer) and tuple(digest.resolver) != self._resolver:
+            evidence = f"{digest.node} resolves by {digest.resolver}, this node by {self._resolver}"
+            effects += self._once(AlarmKind.RESOLVER_DIFFERS, digest.topic, evidence)
+        voids = [Key(digest.topic, *dot) for dot in digest.voids]
+        voids = [key for key in voids if key in summary.wanted]
+        if voids:
+            effects.append(protocol.Persist(voids=voids))
+        return effects
+
+    def _once(self, kind: AlarmKind, topic: str, evidence: str) -> list[Effect]:
+        if (kind, topic, evidence) in self._alarmed:
+            return []
+        self._alarmed.add((kind, topic, evidence))
+        return [Alarm(kind, topic, evidence)]
+
+    def _looked(self, given: protocol.Looked) -> list[Effect]:
+        channel = self._channels[given.link, given.topic]
+        channel.look = {partition: bounds.end for partition, bounds in given.bounds.items()}
+        if channel.stage is Stage.LOOKING:
+            channel.stage = Stage.READING
+        return self._repair(channel)
+
+    def _repair(self, channel: Channel) -> list[Effect]:
+        """The wait is over and the reader is at the end: publish what is still owed."""
+        if channel.stage is not Stage.READING or not channel.seen_all:
+            return []
+        channel.stage = Stage.IDLE
+        owed = channel.owed(self._summaries[channel.topic])
+        if not owed:
+            return []
+        channel.fly(owed)
+        return [protocol.Publish(channel.link, channel.topic, owed, True)]
+
+    # --- time --------------------------------------------------------------------------------------------------------
+
+    def _tick(self, given: protocol.Tick) -> list[Effect]:
+        self._now_ms = given.now_ms
+        effects: list[Effect] = []
+        for channel in self._channels.values():
+            if not channel.joined:
+                continue
+            effects += self._flow(channel)
+            if channel.caught_up and not channel.muted:
+                effects += self._settle_debts(channel, given)
+                effects += self._announce(channel, hurry=given.hurry)
+        for topic in self.topics:
+            effects += self._voids(topic)
+        return effects
+
+    def _settle_debts(self, channel: Channel, given: protocol.Tick) -> list[Effect]:
+        if channel.stage is Stage.IDLE and channel.owed(self._summaries[channel.topic]):
+            channel.stage = Stage.WAITING
+            channel.due_ms = given.now_ms + int(given.dice * self._spread_ms)
+        if channel.stage is not Stage.WAITING or given.now_ms < channel.due_ms:
+            return []
+        # Look where the log ends *now*: a peer may have published it while we waited.
+        channel.stage = Stage.LOOKING
+        return [protocol.Look(channel.link, channel.topic)]
+
+    def _saying(self, channel: Channel) -> object:
+        """What a digest would say, to know whether it says anything new."""
+        summary = self._summaries[channel.topic]
+        return (checksum(summary), tuple(channel.next_positions().items()), len(summary.held), len(summary.refused))
+
+    def _announce(self, channel: Channel, *, hurry: bool) -> list[Effect]:
+        saying = self._saying(channel)
+        since = self._now_ms - channel.said_ms
+        busy = bool(channel.unsent or channel.flights or channel.stage is not Stage.IDLE)
+        soon = since >= ANNOUNCE_MS or (hurry and not busy)
+        if not (soon and saying != channel.said) and since < HEARTBEAT_MS:
+            return []
+        channel.said, channel.said_ms = saying, self._now_ms
+        return [protocol.Announce(channel.link, self._digest(channel))]
+
+    def _digest(self, channel: Channel) -> protocol.Digest:
+        summary = self._summaries[channel.topic]
+        seen = summary.seen.rounded(protocol.DIGEST_INTERVALS_MAX)
+        self._number += 1
+        return protocol.Digest(
+            version=protocol.DIGEST_VERSION,
+            node=self.node,
+            topic=channel.topic,
+            number=self._number,
+            seen=seen.to_wire(),
+            whole=seen is summary.seen,
+            checksum=self._checksum(summary),
+            places=channel.next_positions(),
+            refused=[(key.origin, key.seq) for key in summary.refused],
+            voids=[(key.origin, key.seq) for key in summary.voids],
+            held=len(summary.held),
+            resolver=self._resolver,
+        )
+
+    def _voids(self, topic: str) -> list[Effect]:
+        """Declare lost what others wait for and nobody holds: its only copy was on a disk that was put back."""
+        summary = self._summaries[topic]
+        for key in [key for key in self._wanted_since if key.topic == topic and key not in summary.wanted]:
+            del self._wanted_since[key]
+        ready = [each for (_, of), each in self._channels.items() if of == topic and each.caught_up]
+        if not summary.wanted or not ready:
+            return []
+        live = [peer for channel in ready for peer in channel.peers.values() if self.live(peer)]
+        lost: list[Key] = []
+        for key in summary.wanted:
+            since = self._wanted_since.setdefault(key, self._now_ms)
+            if self._now_ms - since < self._lease_ms or any(key.dot in peer.seen for peer in live):
+                continue
+            owner = node_of(key.origin)
+            if owner == self.node or all(peer.digest.node != owner for peer in live):
+                lost.append(key)
+        if not lost:
+            return []
+        alarms = [Alarm(AlarmKind.VOID, topic, f"{key.origin}:{key.seq} is held by nobody any more") for key in lost]
+        return [protocol.Persist(voids=lost), *alarms]
+
+
+def _ranges(dots: Sequence[tuple[str, int]]) -> Seen:
+    """Dots as a set, quickly when they ascend."""
+    first, last = dots[0], dots[-1]
+    if first[0] == last[0] and last[1] - first[1] == len(dots) - 1:
+        return Seen({first[0]: ((first[1], last[1]),)})
+    return Seen.of(dots)
+
+
+__all__ = ["LEASE_MS", "SPREAD_MS", "Replica", "checksum"]
