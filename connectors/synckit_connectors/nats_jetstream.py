@@ -773,8 +773,8 @@ class _Pull:
         # before the stream, and a token behind.
         parts = msg.reply.split(".")
         stream = 2 if len(parts) == 9 else 4
-        if parts[stream + 1] != self._consumer:
-            return
+        if self._broken or parts[stream + 1] != self._consumer:
+            return  # a new consumer brings it again
         self._heard_at = self._loop.time()
         self._asked -= 1
         if int(parts[stream + 4]) != self._number + 1:
@@ -801,7 +801,7 @@ class _Pull:
             self._breaks = 0
             return
         unsent = int((msg.headers or {}).get("Nats-Pending-Messages", 0))
-        if status in ("404", "408") or (status == "409" and text.startswith("Message Size Exceeds")):
+        if status in ("404", "408") or text.startswith(("Message Size Exceeds", "Batch Completed")):
             # That request is over; so much of it was not sent.
             self._asked = max(self._asked - unsent, 0)
             if status == "409" and unsent >= self._asked_last:
