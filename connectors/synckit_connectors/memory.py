@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import re
 import threading
 import time
 import uuid
@@ -33,6 +34,7 @@ from synckit_streams.ports.connector import Announced, Bounds, Delivery, Feature
 
 PARTITIONS_MAX = 256
 BYTES_MAX = 8 * 1024 * 1024
+HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 HEADER_OVERHEAD_BYTES = 4
 """What a header costs beside its name and value on most wires: a colon, a space and a line end."""
 
@@ -381,11 +383,15 @@ class MemoryConnector:
         self.url = url
         self.name = name
         if partitions is None:
-            partitions = _number(options.get("partitions"), "partitions") or self.partitions
+            partitions = _number(options.get("partitions"), "partitions")
+        if partitions is None:
+            partitions = self.partitions
         if partitions is not None and not 1 <= partitions <= PARTITIONS_MAX:
             raise ConfigError(f"partitions={partitions}: from 1 to {PARTITIONS_MAX} are possible")
         self.client = options.get("client", self.client) if client is None else client
-        self.bytes_max = bytes_max or _number(options.get("bytes_max"), "bytes_max") or self.bytes_max
+        if bytes_max is None:
+            bytes_max = _number(options.get("bytes_max"), "bytes_max")
+        self.bytes_max = self.bytes_max if bytes_max is None else bytes_max
         self._asked_partitions = partitions
         self._opened = False
         self._broker: MemoryBroker | None = None
@@ -510,8 +516,12 @@ class MemoryConnector:
         # As strict as any broker's wire, so that what runs here runs there.
         size = len(message.body)
         for name, value in message.headers.items():
-            if not (name.isascii() and name.isprintable() and value.isascii() and value.isprintable()):
-                raise Rejected(f"header {name!r} of message {message.id!r} is not printable ASCII")
+            printable = value.isascii() and value.isprintable() and value == value.strip()
+            if not printable or not HEADER_NAME.fullmatch(name):
+                raise Rejected(
+                    f"message {message.id!r} has a header {name!r} that not every broker can carry",
+                    hint="a name of letters, digits and -._, a value in printable ASCII without blanks around it",
+                )
             size += len(name) + len(value) + HEADER_OVERHEAD_BYTES
         if size > self.bytes_max:
             raise TooLarge(f"message {message.id!r} has {size} bytes; {self.url} takes {self.bytes_max}")
