@@ -6,6 +6,7 @@ belongs to a link goes into that link's outbox; alarms go to the log and to the 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import random
@@ -15,7 +16,7 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
-from synckit_streams.errors import ClockSkew
+from synckit_streams.errors import ClockSkew, SyncKitError
 from synckit_streams.model.clock import HybridTime
 from synckit_streams.model.event import Draft
 from synckit_streams.model.exchange import AppendResult, Summary
@@ -84,6 +85,7 @@ class Driver:
         self.wrote: Callable[[], None] = lambda: None
         self._observer = observer
         self._last_write: tuple[int, int] | None = None
+        self._catching_up: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
         """Open the store and boot the replica."""
@@ -119,20 +121,48 @@ class Driver:
         while work:
             effect = work.pop(0)
             if isinstance(effect, protocol.Persist):
-                result = await self.store.append(
-                    effect.drafts,
-                    effect.received,
-                    now_ms=self.world.wall_ms(),
-                    offsets=effect.offsets,
-                    voids=effect.voids,
-                    forget=effect.forget,
-                    traceparent=traceparent,
-                )
+                try:
+                    result = await self.store.append(
+                        effect.drafts,
+                        effect.received,
+                        now_ms=self.world.wall_ms(),
+                        offsets=effect.offsets,
+                        voids=effect.voids,
+                        forget=effect.forget,
+                        traceparent=traceparent,
+                    )
+                except asyncio.CancelledError:
+                    self._lose_track(effect)
+                    raise
                 work += self.replica.step(protocol.Persisted(result, effect.cause))
             else:
                 self._carry(effect)
         self.changed()
         return result
+
+    def _lose_track(self, effect: protocol.Persist) -> None:
+        """The caller was cancelled while the store was writing: what it wrote is durable, and nobody told the replica.
+
+        The replica is told what the disk holds, as soon as the store can say.
+        """
+        if isinstance(effect.cause, protocol.Received):
+            self.replica.step(protocol.Forgot(effect.cause.link, effect.cause.topic))
+
+        async def catch_up() -> None:
+            try:
+                summaries = {topic: await self.store.summary(topic) for topic in self.settings.topics}
+                await self.give(protocol.Opened(summaries))
+            except SyncKitError as error:  # a store that is closed or failing is read again when it is opened
+                logger.debug("%s: %s", self.settings.node, error)
+
+        task = asyncio.create_task(catch_up())
+        self._catching_up.add(task)
+        task.add_done_callback(self._catching_up.discard)
+
+    async def on_track(self) -> None:
+        """Wait until the replica knows everything that the disk holds."""
+        while self._catching_up:
+            await asyncio.gather(*self._catching_up)
 
     def _carry(self, effect: protocol.Publish | protocol.Announce | protocol.Look | protocol.Alarm) -> None:
         if isinstance(effect, protocol.Alarm):
@@ -204,6 +234,7 @@ class Driver:
 
     async def close(self) -> None:
         """Close the store."""
+        await self.on_track()
         await self.store.close()
 
 

@@ -127,6 +127,7 @@ class Session:
     async def __aenter__(self) -> Session:
         link, driver = self.link, self.driver
         try:
+            await driver.on_track()
             await link.ensure_open()
             link.session = self
             driver.changed = self._changed.set

@@ -155,16 +155,16 @@ class Channel:
         self.stuck = self.stuck.union(events)
 
     def ground(self) -> None:
-        """The link is gone: nothing is on its way any more."""
+        """The link is gone: nothing is on its way any more, and what the broker refused may be tried again."""
+        self.stuck = Seen()
         for flight in self.flights:
             self.unsent = self.unsent.union(flight.events)
         self.flights = []
 
     def find_unsent(self, summary: Summary, node: str) -> None:
-        """After a join: every event of this node's own that is not in the current log."""
+        """Every event of this node's own that is not in the current log, and not on its way."""
         own = Seen({origin: ranges for origin, ranges in summary.seen.ranges.items() if node_of(origin) == node})
-        self.unsent = own.minus(self.places.at_or_past(own, self.first))
-        self.stuck = Seen()
+        self.unsent = own.minus(self.places.at_or_past(own, self.first)).minus(self.flying).minus(self.stuck)
 
     def next_positions(self) -> dict[int, tuple[str, int]]:
         """The reader's place: per partition the broker's identity and the next position."""

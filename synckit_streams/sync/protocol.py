@@ -92,7 +92,7 @@ def digest_from_bytes(raw: bytes) -> tuple[Digest, Seen]:
 
 
 class Opened(NamedTuple):
-    """The store is open: what it holds of each topic."""
+    """What the store holds of each topic: after it was opened, and whenever we may have lost track of it."""
 
     summaries: Mapping[str, Summary]
 
@@ -128,6 +128,13 @@ class Left(NamedTuple):
     """A link is gone; what was published by it and not read back is unsent again."""
 
     link: str
+
+
+class Forgot(NamedTuple):
+    """We do not know whether a batch became durable; the next `Joined` must bring the places from the store."""
+
+    link: str
+    topic: str
 
 
 class Received(NamedTuple):
@@ -210,7 +217,22 @@ class Mute(NamedTuple):
     on: bool
 
 
-Input = Opened | Write | Joined | Left | Received | Persisted | Sent | Failed | Refused | Heard | Looked | Tick | Mute
+Input = (
+    Opened
+    | Write
+    | Joined
+    | Left
+    | Forgot
+    | Received
+    | Persisted
+    | Sent
+    | Failed
+    | Refused
+    | Heard
+    | Looked
+    | Tick
+    | Mute
+)
 
 # --- effects ---------------------------------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from synckit_streams.model.exchange import AppendResult, Summary
 from synckit_streams.model.seen import Seen
 from synckit_streams.sync import protocol
 from synckit_streams.sync.channel import Channel, Peer, Stage
+from synckit_streams.sync.places import Places
 from synckit_streams.sync.protocol import Alarm, AlarmKind, Effect, Standing
 
 LEASE_MS = 90_000
@@ -74,6 +75,7 @@ class Replica:
             protocol.Persisted: self._persisted,
             protocol.Joined: self._joined,
             protocol.Left: self._left,
+            protocol.Forgot: self._forgot,
             protocol.Received: self._received,
             protocol.Sent: self._sent,
             protocol.Failed: self._failed,
@@ -162,7 +164,12 @@ class Replica:
 
     def _opened(self, given: protocol.Opened) -> list[Effect]:
         self._summaries.update(given.summaries)
-        return []
+        effects: list[Effect] = []
+        for channel in self._channels.values():
+            if channel.joined:
+                channel.find_unsent(self._summaries[channel.topic], self.node)
+                effects += self._flow(channel)
+        return effects
 
     def _write(self, given: protocol.Write) -> list[Effect]:
         return [protocol.Persist(drafts=given.drafts, cause=given)]
@@ -285,6 +292,13 @@ class Replica:
                 channel.joined = False
                 channel.stage = Stage.IDLE
                 channel.ground()
+        return []
+
+    def _forgot(self, given: protocol.Forgot) -> list[Effect]:
+        channel = self._channels.get((given.link, given.topic))
+        if channel is not None:
+            channel.places = Places()
+            channel.loaded = False
         return []
 
     def _mute(self, given: protocol.Mute) -> list[Effect]:
