@@ -3,6 +3,9 @@
 Every step that an operator will ask about calls `Observer.observe` with one record. Durations are in seconds, sizes in
 bytes. An observer must be quick and must not raise; what it raises is logged once and dropped.
 
+The record of an operation comes while `Observer.operation` is still open around it, and in the same task: that is where
+an observer of traces adds to the span what only the end of the work could tell.
+
 A trace follows an event by *links*: the writer's context is stored in the event (`Event.traceparent`), and whoever
 receives it hours later starts a trace of its own that links to it.
 """
@@ -14,6 +17,9 @@ from contextlib import AbstractContextManager
 from typing import Protocol, runtime_checkable
 
 import msgspec
+
+TRACES_MAX = 32
+"""Most trace contexts in one record."""
 
 
 class Detail(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,7 +37,10 @@ class Appended(Detail, frozen=True, kw_only=True):
 
 
 class Published(Detail, frozen=True, kw_only=True):
-    """The broker acknowledged messages. `again` counts the events that had been published before."""
+    """The broker acknowledged messages. `again` counts the events that had been published before.
+
+    `traces` says how many different writings the events came from; `traceparents` names at most `TRACES_MAX` of them.
+    """
 
     connector: str
     topic: str
@@ -39,11 +48,13 @@ class Published(Detail, frozen=True, kw_only=True):
     messages: int
     bytes: int
     again: int
+    traceparents: Sequence[str]
+    traces: int
     duration_s: float
 
 
 class Received(Detail, frozen=True, kw_only=True):
-    """A batch from the broker was durably committed, with the reader's offset. `traceparents` is capped at 32."""
+    """A batch from the broker was durably committed, with the reader's offset; `traces` as in `Published`."""
 
     connector: str
     topic: str
@@ -57,6 +68,7 @@ class Received(Detail, frozen=True, kw_only=True):
     skew_ms: int
     """How far the greatest received clock was ahead of ours."""
     traceparents: Sequence[str]
+    traces: int
     duration_s: float
 
 

@@ -12,12 +12,15 @@ import os
 import random
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from types import TracebackType
 from typing import NamedTuple, Protocol
 
 import msgspec
 
 from synckit_streams.errors import ClockSkew, SyncKitError
 from synckit_streams.model.clock import HybridTime
+from synckit_streams.model.codec import TRACEPARENT_BYTES_MAX
 from synckit_streams.model.event import Draft
 from synckit_streams.model.exchange import AppendResult, Summary
 from synckit_streams.ports.store import EventStore, Opening
@@ -85,6 +88,7 @@ class Driver:
         self.wrote: Callable[[], None] = lambda: None
         self._observer = observer
         self._last_write: tuple[int, int] | None = None
+        self._blamed: set[type[Exception]] = set()
         self._catching_up: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
@@ -225,12 +229,18 @@ class Driver:
         """Tell the observer; what it raises is its own affair, and is logged."""
         try:
             self._observer.observe(detail)
-        except Exception:
-            logger.exception("an observer raised")
+        except Exception as error:  # noqa: BLE001 - logged, and never the node's affair
+            self._blame(error)
 
     def operation(self, name: str) -> _Operation:
         """A traced operation; see `Observer.operation`."""
-        return _Operation(self._observer, name, self.settings.node)
+        return _Operation(self._observer, name, self.settings.node, self._blame)
+
+    def _blame(self, error: Exception) -> None:
+        """Log what the observer raised, once a kind: it may raise at every batch."""
+        if type(error) not in self._blamed:
+            self._blamed.add(type(error))
+            logger.error("%s: an observer raised; this is logged once", self.settings.node, exc_info=error)
 
     async def close(self) -> None:
         """Close the store."""
@@ -241,22 +251,36 @@ class Driver:
 class _Operation:
     """`Observer.operation`, which must not be able to break what it watches."""
 
-    def __init__(self, observer: Observer, name: str, node: str) -> None:
-        self._context = observer.operation(name, node=node)
+    def __init__(self, observer: Observer, name: str, node: str, blame: Callable[[Exception], None]) -> None:
+        self._observer = observer
+        self._name = name
+        self._node = node
+        self._blame = blame
+        self._context: AbstractContextManager[str] | None = None
 
     def __enter__(self) -> str:
         try:
-            return self._context.__enter__()
-        except Exception:
-            logger.exception("an observer raised")
+            context = self._observer.operation(self._name, node=self._node)
+            traceparent = context.__enter__()
+            self._context = context
+            # It becomes part of events: what a peer would refuse must not get in.
+            if len(traceparent) > TRACEPARENT_BYTES_MAX or not traceparent.isascii() or "\0" in traceparent:
+                raise ValueError(f"{traceparent!r:.80} is no trace context")
+        except Exception as error:  # noqa: BLE001 - logged, and never the node's affair
+            self._blame(error)
             return ""
+        return traceparent
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._context is None:
+            return
         try:
-            self._context.__exit__(kind, error, trace)  # type: ignore[arg-type]
-        except Exception as raised:
+            self._context.__exit__(kind, error, trace)
+        except Exception as raised:  # noqa: BLE001 - as above
             if raised is not error:
-                logger.exception("an observer raised")
+                self._blame(raised)
 
 
 class Silence:

@@ -8,7 +8,7 @@ the store; so a session that fails is simply ended, and the next one begins wher
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -26,7 +26,7 @@ from synckit_streams.model.event import Event, Offset
 from synckit_streams.model.exchange import AppendResult, Arrival, Place
 from synckit_streams.model.seen import Seen
 from synckit_streams.ports import telemetry
-from synckit_streams.ports.connector import Bounds, Connector, Delivery
+from synckit_streams.ports.connector import Bounds, Connector, Delivery, Message
 from synckit_streams.runtime.driver import Driver, logger
 from synckit_streams.runtime.envelope import arrivals, fingerprint, to_messages
 from synckit_streams.sync import protocol
@@ -37,7 +37,6 @@ TICK_S = 0.25
 TICK_HURRY_S = 0.02
 ROUNDS_MAX = 6
 """How often one meeting publishes the same topic again before it gives up on being read back."""
-TRACES_MAX = 32
 
 Work = protocol.Publish | protocol.Announce | protocol.Look
 
@@ -258,12 +257,12 @@ class Session:
             found = [each for each in found if each.event is None or node_of(each.event.origin) == driver.settings.node]
         with driver.operation("receive"):
             result = await self._give(protocol.Received(self.link.name, topic, last.partition, found, offset))
-        assert result is not None
-        # Only now: what is acknowledged is durable.
-        for delivery in taken:
-            await delivery.ack()
-        self.progress += 1
-        self._count(topic, taken, found, result, asyncio.get_running_loop().time() - started)
+            assert result is not None
+            # Only now: what is acknowledged is durable.
+            for delivery in taken:
+                await delivery.ack()
+            self.progress += 1
+            self._count(topic, taken, found, result, asyncio.get_running_loop().time() - started)
 
     def _count(
         self, topic: str, taken: Sequence[Delivery], found: Sequence[Arrival], result: AppendResult, duration: float
@@ -273,7 +272,7 @@ class Session:
         counts.pulled += sum(1 for each in result.stored if node_of(each.event.origin) != node)
         counts.conflicts.update(result.conflicts)
         ahead = max((each.event.at.wall_ms for each in result.stored), default=0) - driver.world.wall_ms()
-        traces = list({each.event.traceparent: None for each in result.stored if each.event.traceparent})
+        traces = _traces(each.event for each in result.stored)
         driver.observe(
             telemetry.Received(
                 node=node,
@@ -287,7 +286,8 @@ class Session:
                 dropped=len(result.dropped),
                 quarantined=len(result.quarantined),
                 skew_ms=max(ahead, 0) if result.stored else 0,
-                traceparents=traces[:TRACES_MAX],
+                traceparents=traces[: telemetry.TRACES_MAX],
+                traces=len(traces),
                 duration_s=duration,
             )
         )
@@ -358,6 +358,7 @@ class Session:
         try:
             with driver.operation("publish"):
                 barrier = await connector.send(topic, messages)
+                self._observe_published(topic, page, messages, again=again, started=started)
         except (TooLarge, Rejected):
             if len(page) > 1:  # one of them: find it, and let the others pass
                 for part in (page[: len(page) // 2], page[len(page) // 2 :]):
@@ -369,15 +370,28 @@ class Session:
         if not again:
             self.link.counts.pushed += len(page)
         await self._give(protocol.Sent(self.link.name, topic, sent, barrier))
-        driver.observe(
+
+    def _observe_published(
+        self,
+        topic: str,
+        page: Sequence[tuple[Event, bytes]],
+        messages: Sequence[Message],
+        *,
+        again: bool,
+        started: float,
+    ) -> None:
+        traces = _traces(event for event, _ in page)
+        self.driver.observe(
             telemetry.Published(
-                node=driver.settings.node,
+                node=self.driver.settings.node,
                 connector=self.link.name,
                 topic=topic,
                 events=len(page),
                 messages=len(messages),
                 bytes=sum(len(message.body) for message in messages),
                 again=len(page) if again else 0,
+                traceparents=traces[: telemetry.TRACES_MAX],
+                traces=len(traces),
                 duration_s=asyncio.get_running_loop().time() - started,
             )
         )
@@ -436,3 +450,8 @@ class Session:
                 await self._changed.wait()
         except TimeoutError:
             pass
+
+
+def _traces(events: Iterable[Event]) -> list[str]:
+    """The different trace contexts that some events carry, in order of first appearance."""
+    return list({event.traceparent: None for event in events if event.traceparent})
