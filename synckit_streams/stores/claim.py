@@ -28,7 +28,8 @@ _claims_lock = threading.Lock()
 def _machine() -> str:
     for path in (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id")):
         with suppress(OSError):
-            return path.read_text().strip()
+            if name := path.read_text().strip():
+                return name
     return os.uname().nodename
 
 

@@ -1,40 +1,55 @@
 """Group commit: many callers, one writer, one durable transaction for all who came while the last one was writing.
 
-`CommitQueue` gathers requests from any thread or event loop and runs `drain` on one writer thread (or at once, in the
-caller, where a simulation wants no threads). Whoever opens a transaction of his own gets the writer to himself until
-he is done; the requests wait.
+`CommitQueue` gathers requests from any thread or event loop and serves them on one writer thread (or at once, in the
+caller, where a simulation wants no threads). Whoever opens a transaction of his own gets the writer to himself until he
+is done; the requests wait. A caller that is cancelled stops waiting, nothing else: an append that was asked for is
+done, and a writer that nobody takes any more goes on to the next.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
+from contextlib import suppress
 from threading import Lock, RLock
 from typing import Any
 
 from synckit_streams.errors import StoreClosed
-from synckit_streams.model.clock import Key
-from synckit_streams.model.event import Draft, Offset
-from synckit_streams.model.exchange import Arrival
+from synckit_streams.sync.request import Request
 
 GROUP_EVENTS_MAX = 10_000
 
 
 class InlineExecutor(Executor):
-    """Runs everything at once, in the caller: for a store in memory, and for a simulation, which has one thread."""
+    """Runs everything in the caller: for a store in memory, and for a simulation, which has one thread.
+
+    What is submitted from within a task runs when that task is done, as on a thread.
+    """
 
     def __init__(self) -> None:
         self._lock = RLock()
+        self._tasks: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
+        self._running = False
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Run it, and return it done."""
         done: Future[Any] = Future()
-        try:
-            with self._lock:
-                done.set_result(fn(*args, **kwargs))
-        except BaseException as error:  # noqa: BLE001 - whoever asks for the result gets it
-            done.set_exception(error)
+        with self._lock:
+            self._tasks.append((done, lambda: fn(*args, **kwargs)))
+            if self._running:
+                return done
+            self._running = True
+            try:
+                while self._tasks:
+                    future, task = self._tasks.popleft()
+                    try:
+                        future.set_result(task())
+                    except BaseException as error:  # noqa: BLE001 - whoever asks for the result gets it
+                        future.set_exception(error)
+            finally:
+                self._running = False
         return done
 
 
@@ -65,7 +80,7 @@ def settle_all(answers: Sequence[Answer]) -> None:
     for answer in answers:
         by_loop.setdefault(answer.loop, []).append(answer)
     for loop, theirs in by_loop.items():
-        if not loop.is_closed():
+        with suppress(RuntimeError):  # the loop is closed: nobody waits there any more
             loop.call_soon_threadsafe(_settle, theirs)
 
 
@@ -75,37 +90,35 @@ def _settle(answers: Sequence[Answer]) -> None:
 
 
 class Append:
-    """One call of `EventStore.append`, waiting for its group."""
+    """One call of `EventStore.append`, waiting for its group. Its answer is set by the commit."""
 
-    __slots__ = ("answer", "drafts", "forget", "now_ms", "offsets", "received", "traceparent", "voids")
+    __slots__ = ("answer", "request")
 
-    def __init__(
-        self,
-        drafts: Sequence[Draft],
-        received: Sequence[Arrival],
-        now_ms: int,
-        offsets: Mapping[str, Offset],
-        voids: Sequence[Key],
-        forget: Sequence[str],
-        traceparent: str,
-    ) -> None:
-        self.drafts = drafts
-        self.received = received
-        self.now_ms = now_ms
-        self.offsets = offsets
-        self.voids = voids
-        self.forget = forget
-        self.traceparent = traceparent
+    def __init__(self, request: Request) -> None:
+        self.request = request
         self.answer = Answer()
 
 
 class Begin:
     """Somebody wants the writer to himself."""
 
-    __slots__ = ("answer",)
+    __slots__ = ("answer", "begun")
 
     def __init__(self) -> None:
         self.answer = Answer()
+        self.begun = False
+        """On the writer's thread: he has it."""
+
+
+class Finish:
+    """The last request: `work` closes the store. `done` is for whoever else waits for it, on whatever event loop."""
+
+    __slots__ = ("answer", "done", "work")
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self.answer = Answer()
+        self.done: Future[None] = Future()
+        self.work = work
 
 
 class CommitQueue:
@@ -113,36 +126,36 @@ class CommitQueue:
 
     Args:
         executor: Of one thread; everything that writes runs on it.
-        commit: Called there with a group of appends; it sets each one's answer.
+        commit: Called there with a group of appends; it sets each one's answer and raises nothing.
         begin: Called there when a transaction of somebody's own begins; what it raises is the asker's error.
+        end: Called there when it ends, with whether to commit it.
     """
 
     def __init__(
-        self, executor: Executor, commit: Callable[[Sequence[Append]], None], begin: Callable[[], None]
+        self,
+        executor: Executor,
+        *,
+        commit: Callable[[Sequence[Append]], None],
+        begin: Callable[[], None],
+        end: Callable[[bool], None],
     ) -> None:
         self._executor = executor
         self._commit = commit
         self._begin = begin
-        self._waiting: list[Append | Begin] = []
+        self._end = end
+        self._waiting: deque[Append | Begin | Finish] = deque()
         self._lock = Lock()
         self._scheduled = False
         self._taken = False
         self._closed = False
 
-    async def ask(self, request: Append | Begin) -> Any:
-        """Wait for one's turn, and for its result."""
-        with self._lock:
-            if self._closed:
-                raise StoreClosed("the store is closed")
-            self._waiting.append(request)
-            schedule = not self._scheduled and not self._taken
-            self._scheduled = self._scheduled or schedule
-        if schedule:
-            self._executor.submit(self._drain)
+    async def ask(self, request: Append | Finish) -> Any:
+        """Wait for one's turn, and for its result. A caller that is cancelled does not take its request back."""
+        self._enter(request)
         return await request.answer.future
 
-    async def run(self, work: Callable[[], Any]) -> Any:
-        """Run something on the writer's thread, between two commits."""
+    def run(self, work: Callable[[], Any]) -> asyncio.Future[Any]:
+        """Run something on the writer's thread, between two commits; it runs whether or not anybody awaits it."""
         answer = Answer()
 
         def done() -> None:
@@ -152,54 +165,115 @@ class CommitQueue:
                 answer.error = error
             settle_all([answer])
 
-        with self._lock:
-            if self._closed:
-                raise StoreClosed("the store is closed")
+        try:
             self._executor.submit(done)
-        return await answer.future
+        except RuntimeError:
+            raise StoreClosed("the store is closed") from None
+        return answer.future
 
-    def done(self) -> None:
-        """On the writer's thread: whoever had it to himself is done."""
+    async def take(self) -> None:
+        """Get the writer to oneself, and a transaction begun. Whoever is cancelled here does not have it."""
+        asker = Begin()
+        self._enter(asker)
+        try:
+            await asker.answer.future
+        except asyncio.CancelledError:
+            with self._lock:
+                waits = asker in self._waiting
+                if waits:
+                    self._waiting.remove(asker)
+            if not waits:  # his turn has come, or comes just now: the writer's thread knows which
+                with suppress(RuntimeError):  # closed meanwhile: he did not get it
+                    self._executor.submit(self._give_up, asker)
+            raise
+
+    def give_back(self, *, commit: bool) -> asyncio.Future[Any]:
+        """End the transaction that `take` began; it ends whether or not anybody awaits it."""
+
+        def end() -> None:
+            try:
+                self._end(commit)
+            finally:
+                self._free()
+
+        return self.run(end)
+
+    def _give_up(self, asker: Begin) -> None:
+        if asker.begun:
+            try:
+                self._end(False)
+            finally:
+                self._free()
+
+    def _free(self) -> None:
         with self._lock:
             self._taken = False
             again = bool(self._waiting) and not self._scheduled
             self._scheduled = self._scheduled or again
         if again:
-            self._executor.submit(self._drain)
+            self._executor.submit(self._serve)
 
-    def close(self) -> None:
-        """Take no more; what waits is still served."""
+    def _enter(self, request: Append | Begin | Finish) -> None:
         with self._lock:
-            self._closed = True
+            if self._closed:
+                raise StoreClosed("the store is closed")
+            self._closed = isinstance(request, Finish)
+            self._waiting.append(request)
+            schedule = not self._scheduled and not self._taken
+            self._scheduled = self._scheduled or schedule
+        if schedule:
+            self._executor.submit(self._serve)
 
-    def _drain(self) -> None:
-        while True:
+    def _serve(self) -> None:
+        """Serve the next request, or the next group; then let whatever else wants the writer's thread come in."""
+        group: list[Append] = []
+        alone: Begin | Finish | None = None
+        with self._lock:
+            if self._taken:
+                self._scheduled = False
+                return
+            events = 0
+            while self._waiting and events < GROUP_EVENTS_MAX:
+                request = self._waiting[0]
+                if not isinstance(request, Append):
+                    if not group:
+                        alone = request
+                        self._waiting.popleft()
+                    break
+                group.append(request)
+                events += request.request.events
+                self._waiting.popleft()
+        if group:
+            try:
+                self._commit(group)
+            except BaseException as error:  # noqa: BLE001 - the callers get it
+                for each in group:
+                    each.answer.error = each.answer.error or error
+            settle_all([each.answer for each in group])
+        elif isinstance(alone, Begin):
+            self._hand_over(alone)
+        elif alone is not None:
+            try:
+                alone.work()
+            except BaseException as error:  # noqa: BLE001 - the caller gets it
+                alone.answer.error = error
+            alone.done.set_result(None)
+            settle_all([alone.answer])
+        with self._lock:
+            self._scheduled = bool(self._waiting) and not self._taken
+            again = self._scheduled
+        if again:
+            self._executor.submit(self._serve)
+
+    def _hand_over(self, asker: Begin) -> None:
+        try:
+            self._begin()
+            asker.begun = True
             with self._lock:
-                if not self._waiting or self._taken:
-                    self._scheduled = False
-                    return
-                group: list[Append] = []
-                events = 0
-                while self._waiting and events < GROUP_EVENTS_MAX:
-                    first = self._waiting[0]
-                    if isinstance(first, Begin):
-                        break
-                    group.append(first)
-                    events += len(first.drafts) + len(first.received)
-                    self._waiting.pop(0)
-                asker = self._waiting.pop(0) if not group else None
-            if asker is not None:
-                try:
-                    self._begin()
-                    self._taken = True
-                except BaseException as error:  # noqa: BLE001 - the callers get it
-                    asker.answer.error = error
-                settle_all([asker.answer])
-            else:
-                try:
-                    self._commit(group)
-                except BaseException as error:  # noqa: BLE001 - the callers get it
-                    for each in group:
-                        if each.answer.error is None:
-                            each.answer.error = error
-                settle_all([each.answer for each in group])
+                self._taken = True
+        except BaseException as error:  # noqa: BLE001 - the caller gets it
+            asker.answer.error = error
+        try:
+            asker.answer.loop.call_soon_threadsafe(asker.answer.settle)
+        except RuntimeError:  # his event loop is closed: he will never come for it
+            self._give_up(asker)

@@ -13,18 +13,34 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractContextManager, asynccontextmanager
 
-from synckit_streams.errors import StoreClosed, StoreError, SyncKitError
+from synckit_streams.errors import Invalid, StoreBusy, StoreClosed, StoreError, StoreFull, SyncKitError, TooLarge
 from synckit_streams.model.clock import Key
+from synckit_streams.model.codec import TRACEPARENT_BYTES_MAX
 from synckit_streams.model.event import Draft, Offset
 from synckit_streams.model.exchange import AppendResult, Arrival, Summary
 from synckit_streams.ports.store import Opening, Transaction
-from synckit_streams.stores.commits import Append, Begin, CommitQueue, InlineExecutor
+from synckit_streams.stores.commits import Append, CommitQueue, Finish, InlineExecutor
 from synckit_streams.stores.identity import new_origin
 from synckit_streams.stores.wake import Bell
+from synckit_streams.sync import drafts as drafting
+from synckit_streams.sync.drafts import Prepared
 from synckit_streams.sync.ledger import Changes, Facts, Ledger, Wants
+from synckit_streams.sync.request import Request, decide
+from synckit_streams.sync.turn import Turn
 
 Probe = Callable[[str], None]
 """Called with "commit" just before a commit and with "committed" just after it; a test raises from it."""
+
+
+class Block:
+    """The block of an `async with store.transaction()`: what it was given is of no use once it has ended."""
+
+    over = False
+
+    def check(self) -> None:
+        """Raises `StoreError` when it has ended."""
+        if self.over:
+            raise StoreError("the transaction is over", hint="use it inside its `async with` block")
 
 
 class LedgerStore(ABC):
@@ -44,12 +60,15 @@ class LedgerStore(ABC):
         self._probe = probe or (lambda step: None)
         self._writes: Executor | None = None
         self._queue: CommitQueue | None = None
+        self._finish: Finish | None = None
         self._opening: Opening | None = None
         self._ledger: Ledger
         self._stale = True
         self._bell = Bell()
         # The origin that this life has written under, as the disk knows it; "" draws one at the next write.
         self._origin = ""
+        # A commit failed in a way that leaves open what the disk holds: the next life must not go on under our origin.
+        self._doubt = False
 
     # --- what a store adds -------------------------------------------------------------------------------------------
 
@@ -59,7 +78,7 @@ class LedgerStore(ABC):
 
     @abstractmethod
     def _close(self, origin: str) -> None:
-        """On the writer's thread: leave it clean, if an origin was used, and close."""
+        """On the writer's thread: close, and leave it clean if an origin is given that the next life may go on with."""
 
     @abstractmethod
     def _load(self, ledger: Ledger, node: str) -> None:
@@ -86,7 +105,7 @@ class LedgerStore(ABC):
         """End it."""
 
     @abstractmethod
-    def _handle(self, queue: CommitQueue) -> Transaction:
+    def _handle(self, queue: CommitQueue, block: Block) -> Transaction:
         """What the block of `transaction()` gets."""
 
     def _translate(self, error: BaseException) -> BaseException:
@@ -97,13 +116,14 @@ class LedgerStore(ABC):
         """Take the medium for a node, before anything is read."""
 
     def _unclaim(self) -> None:  # noqa: B027 - nor to give back
-        """Give it back."""
+        """Give it back, in whatever state; called once for each `_claim_for`, and at a close without an open."""
 
     # --- opening and closing -----------------------------------------------------------------------------------------
 
     @property
     def origin(self) -> str:
         """See `EventStore`."""
+        self._opened()
         return self._ledger.origin
 
     def _opened(self) -> CommitQueue:
@@ -113,40 +133,63 @@ class LedgerStore(ABC):
 
     async def open(self, opening: Opening) -> None:
         """See `EventStore`."""
-        if self._queue is not None:
+        if self._writes is not None:
             raise StoreError(f"{self.name} is open already")
         self._claim_for(opening.node)
         self._opening = opening
-        self._writes = ThreadPoolExecutor(1, thread_name_prefix="synckit-write") if self._threads else InlineExecutor()
-        queue = CommitQueue(self._writes, self._commit, self._begin_own)
+        self._bell = Bell()
+        writes = self._writes = (
+            ThreadPoolExecutor(1, thread_name_prefix="synckit-write") if self._threads else InlineExecutor()
+        )
+        queue = CommitQueue(writes, commit=self._commit, begin=self._begin_own, end=self._end_own)
 
         def opened() -> None:
             try:
+                self._stale, self._doubt = True, False
                 self._origin = self._open(opening)
                 self._reload()
             except Exception as error:
+                self._give_back(writes)
                 raise self._translate(error) from error
 
+        start = queue.run(opened)
         try:
-            await queue.run(opened)
-        except BaseException:
-            queue.close()
-            self._writes.shutdown(wait=False)
-            self._unclaim()
+            await asyncio.shield(start)
+        except asyncio.CancelledError:
+            # Whoever asked is gone: once it is open, it is closed again.
+            queue.run(lambda: self._shut() if self._writes is writes else None)
             raise
         self._queue = queue
+        if self._ledger.ripe:
+            await self.append(now_ms=0)
 
     async def close(self) -> None:
-        """See `EventStore`."""
+        """See `EventStore`. What was asked for before is still done; a caller that is cancelled stops waiting only."""
         queue, self._queue = self._queue, None
-        if queue is not None and self._writes is not None:
-            try:
-                await queue.run(lambda: self._close(self._ledger.origin))
-            finally:
-                queue.close()
-                self._writes.shutdown(wait=False)
-                self._bell.close()
+        if queue is not None:
+            self._finish = Finish(self._shut)
+            await queue.ask(self._finish)
+        elif self._writes is None:
+            self._unclaim()
+        elif self._finish is not None:  # somebody is closing it just now
+            await asyncio.wait([asyncio.wrap_future(self._finish.done)])
+
+    def _shut(self) -> None:
+        """On the writer's thread: close, whatever happens."""
+        assert self._writes is not None
+        try:
+            self._close("" if self._doubt or self._stale else self._ledger.origin)
+        except Exception as error:
+            raise self._translate(error) from error
+        finally:
+            self._stale = True
+            self._bell.close()
+            self._give_back(self._writes)
+
+    def _give_back(self, writes: Executor) -> None:
+        self._writes = None
         self._unclaim()
+        writes.shutdown(wait=False)
 
     def _reload(self) -> None:
         assert self._opening is not None
@@ -177,56 +220,88 @@ class LedgerStore(ABC):
         traceparent: str = "",
     ) -> AppendResult:
         """See `EventStore`."""
-        request = Append(drafts, received, now_ms, offsets or {}, voids, forget, traceparent)
-        result: AppendResult = await self._opened().ask(request)
+        queue = self._opened()
+        if len(traceparent) > TRACEPARENT_BYTES_MAX:
+            raise TooLarge(f"the trace context has {len(traceparent)} characters")
+        if not traceparent.isascii() or not traceparent.isprintable():
+            raise Invalid(f"the trace context {traceparent!r} is not printable ASCII")
+        request = Request(
+            drafts=drafts,
+            received=received,
+            now_ms=now_ms,
+            offsets=offsets or {},
+            voids=voids,
+            forget=forget,
+            traceparent=traceparent,
+        )
+        result: AppendResult = await queue.ask(Append(request))
         return result
 
     def _commit(self, group: Sequence[Append]) -> None:
-        """One transaction for the whole group; each request's answer is its own."""
-        changes = Changes()
+        """Transactions for the whole group, nearly always one; each request's answer is its own."""
+        ready: list[tuple[Append, Sequence[Prepared]]] = []
+        for each in group:
+            try:
+                if self._stale:
+                    self._reload()
+                ready.append((each, drafting.prepare(each.request.drafts, self._ledger.names)))
+            except Exception as error:  # noqa: BLE001 - about its own drafts; the others do not suffer from it
+                each.answer.error = self._translate(error)
+        while ready:
+            ready = self._transact(ready)
+
+    def _transact(self, group: list[tuple[Append, Sequence[Prepared]]]) -> list[tuple[Append, Sequence[Prepared]]]:
+        """One transaction; gives the rest of the group, for the next one."""
+        turns: list[tuple[Append, Turn]] = []
+        at = 0
         try:
             if self._stale:
                 self._reload()
+            ledger = self._ledger
+            changes = Changes(ledger.position)
             with self._transaction():
-                for request in group:
-                    self._apply(request, changes)
-                new = self._ledger.origin if self._ledger.origin != self._origin else ""
-                self._write(changes, new)
+                facts = self._facts(
+                    ledger.wants(
+                        [draft[0] for _, prepared in group for draft in prepared],
+                        [arrival for append, _ in group for arrival in append.request.received],
+                    )
+                )
+                for append, prepared in group:
+                    at += 1
+                    try:
+                        repeats = drafting.check(ledger, prepared, facts, changes) if prepared else {}
+                    except SyncKitError as error:
+                        append.answer.error = error
+                        continue
+                    turns.append((append, decide(append.request, prepared, repeats, ledger, facts, changes)))
+                    if changes.reused:
+                        break
+                self._write(changes, ledger.origin if ledger.origin != self._origin else "")
         except BaseException as error:  # noqa: BLE001 - every caller of the group gets it
             self._stale = True
             failure = self._translate(error)
-            for request in group:
-                request.answer.value = None
-                request.answer.error = request.answer.error or failure
-            return
-        self._origin = self._ledger.origin
-        self._ledger.settle()
+            self._doubt = self._doubt or not isinstance(failure, StoreBusy | StoreFull)
+            for append, _ in group:
+                append.answer.error = append.answer.error or failure
+            return []
+        self._origin = ledger.origin
+        ledger.settle(changes)
+        summaries = {topic: ledger.summary(topic) for _, turn in turns for topic in turn.topics}
+        for append, turn in turns:
+            append.answer.value = turn.result(summaries)
         if changes.rows:
             self._bell.ring()
-
-    def _apply(self, request: Append, changes: Changes) -> None:
-        facts = self._facts(self._ledger.wants(request.drafts, request.received))
-        try:
-            request.answer.value = self._ledger.apply(
-                request.drafts,
-                request.received,
-                facts,
-                changes,
-                now_ms=request.now_ms,
-                offsets=request.offsets,
-                voids=request.voids,
-                forget=request.forget,
-                traceparent=request.traceparent,
-            )
-        except SyncKitError as error:  # about its drafts, and found before anything changed
-            request.answer.error = error
+        return group[at:]
 
     async def summary(self, topic: str) -> Summary:
         """See `EventStore`."""
 
         def look() -> Summary:
             if self._stale:
-                self._reload()
+                try:
+                    self._reload()
+                except Exception as error:
+                    raise self._translate(error) from error
             return self._ledger.summary(topic)
 
         summary: Summary = await self._opened().run(look)
@@ -234,6 +309,7 @@ class LedgerStore(ABC):
 
     async def watch(self) -> AsyncIterator[None]:
         """See `EventStore`."""
+        self._opened()
         async for _ in self._bell.listen():
             yield
 
@@ -245,24 +321,26 @@ class LedgerStore(ABC):
         except Exception as error:
             raise self._translate(error) from error
 
+    def _end_own(self, commit: bool) -> None:
+        try:
+            self._end(commit=commit)
+        except Exception as error:
+            failure = self._translate(error)
+            self._doubt = self._doubt or not isinstance(failure, StoreBusy | StoreFull)
+            raise failure from error
+
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:
         """See `EventStore`."""
         queue = self._opened()
-        await queue.ask(Begin())
-
-        def end(*, commit: bool) -> None:
-            try:
-                self._end(commit=commit)
-            except Exception as error:
-                raise self._translate(error) from error
-            finally:
-                queue.done()
-
-        # Shielded: a caller that is cancelled here must not leave the writer taken for ever.
+        await queue.take()
+        block = Block()
+        # Shielded, and asked for before anything is awaited: a caller that is cancelled here must not keep the writer.
         try:
-            yield self._handle(queue)
+            yield self._handle(queue, block)
         except BaseException:
-            await asyncio.shield(queue.run(lambda: end(commit=False)))
+            block.over = True
+            await asyncio.shield(queue.give_back(commit=False))
             raise
-        await asyncio.shield(queue.run(lambda: end(commit=True)))
+        block.over = True
+        await asyncio.shield(queue.give_back(commit=True))

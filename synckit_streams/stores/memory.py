@@ -7,6 +7,7 @@ A `MemoryDisk` is what survives the process in a simulation: it can be copied an
 from __future__ import annotations
 
 import sqlite3
+from bisect import insort
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -19,7 +20,9 @@ from synckit_streams.model.exchange import PlaceRun
 from synckit_streams.model.seen import Interval
 from synckit_streams.ports.store import Opening, Quarantined, StoreFeatures, Transaction
 from synckit_streams.stores.commits import CommitQueue
-from synckit_streams.stores.ledger_store import LedgerStore, Probe
+from synckit_streams.stores.identity import warn_of_other_node
+from synckit_streams.stores.ledger_store import Block, LedgerStore, Probe
+from synckit_streams.stores.models import check_still_open
 from synckit_streams.sync.ledger import Changes, Fork, Known, Ledger, Row, Wants
 
 
@@ -28,24 +31,38 @@ class MemoryDisk:
 
     def __init__(self) -> None:
         self.meta: dict[str, str] = {}
-        self.rows: list[Row] = []
-        self.ids: dict[str, int] = {}
+        self.rows: list[Row | None] = []
+        """By position - 1; None where a row was taken away again."""
+        self.ids: dict[str, list[int]] = {}
         self.keys: dict[Key, int] = {}
         self.aggregates: dict[Fork, list[int]] = {}
-        self.held: dict[Key, tuple[Event, bytes]] = {}
+        self.held: dict[bytes, Event] = {}
         self.quarantine: list[Quarantined] = []
         self.refused: dict[Key, str] = {}
         self.voids: set[Key] = set()
         self.offsets: dict[str, Offset] = {}
         self.runs: list[PlaceRun] = []
+        self.models = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+        """Read models live in an SQLite database in memory, so that the same projection runs on every store."""
         self.token = ""
+
+    def __del__(self) -> None:
+        self.models.close()
+
+    def row(self, position: int) -> Row:
+        """The row at a position that is not empty."""
+        row = self.rows[position - 1]
+        assert row is not None
+        return row
 
     def copy(self) -> MemoryDisk:
         """A copy of the store, without the token that lies beside it."""
         copy = MemoryDisk()
-        for name in ("meta", "rows", "ids", "keys", "held", "quarantine", "refused", "voids", "offsets", "runs"):
+        for name in ("meta", "rows", "keys", "held", "quarantine", "refused", "voids", "offsets", "runs"):
             setattr(copy, name, getattr(self, name).copy())
+        copy.ids = {id: list(positions) for id, positions in self.ids.items()}
         copy.aggregates = {fork: list(positions) for fork, positions in self.aggregates.items()}
+        self.models.backup(copy.models)
         return copy
 
 
@@ -65,7 +82,6 @@ class MemoryStore(LedgerStore):
         self.features = StoreFeatures(durable=False, sql=True)
         self.disk = disk or MemoryDisk()
         self._own: dict[str, Offset] = {}
-        self._models = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
 
     def _open(self, opening: Opening) -> str:
         meta = self.disk.meta
@@ -74,26 +90,34 @@ class MemoryStore(LedgerStore):
         if "store" not in meta:
             meta["store"] = opening.dice(16).hex()
         self.id = meta["store"]
+        if self.disk.models.in_transaction:  # whoever had it open is dead
+            self.disk.models.execute("ROLLBACK")
+        warn_of_other_node(self.name, meta.get("node", ""), opening.node)
+        meta["node"] = opening.node
         origin = meta.get("origin", "")
         return origin if token and token == clean and node_of(origin) == opening.node else ""
 
     def _close(self, origin: str) -> None:
         if origin:
             assert self._opening is not None
+            self.disk.meta["origin"] = origin
             self.disk.meta["clean"] = self.disk.token = self._opening.dice(16).hex()
 
     def _load(self, ledger: Ledger, node: str) -> None:
-        for _, event, hash, _ in self.disk.rows:
+        for row in self.disk.rows:
+            if row is None:
+                continue
+            event = row.event
             stream = ledger.stream(event.topic, event.origin)
-            stream.add(event.seq, hash)
+            stream.add(event.seq, row.hash)
             stream.at_packed = max(stream.at_packed, event.at_packed)
             if node_of(event.origin) == node:
                 ledger.at_packed = max(ledger.at_packed, event.at_packed)
         ledger.position = len(self.disk.rows)
         ledger.voids.update(self.disk.voids)
-        ledger.refused.update(self.disk.refused)
-        for event, hash in self.disk.held.values():
-            ledger.hold(event, hash)
+        ledger.refused.update((key, reason) for key, reason in self.disk.refused.items() if key not in ledger)
+        for hash, event in self.disk.held.items():
+            ledger.load_held(event, hash)
 
     def _facts(self, wants: Wants) -> MemoryFacts:
         return MemoryFacts(self.disk, self.id)
@@ -106,24 +130,21 @@ class MemoryStore(LedgerStore):
     def _write(self, changes: Changes, origin: str) -> None:
         self._probe("commit")  # everything below happens at once
         disk = self.disk
-        for position, event, hash in changes.rekeyed:
-            old = disk.rows[position - 1]
-            disk.keys.pop(old.event.key, None)
-            if disk.ids.get(old.event.id) == position:
-                del disk.ids[old.event.id]
-            disk.aggregates[old.event.topic, old.event.aggregate_id].remove(position)
-            self._put(Row(position, event, hash, old.twin))
+        for position in (*changes.removed, *changes.rekeyed):
+            self._take_away(position)
+        for row in changes.rekeyed.values():
+            self._put(row)
         for row in changes.rows:
-            disk.rows.append(row)
+            # Removed again within its own transaction: its position stays empty.
+            disk.rows.extend([None] * (row.position - len(disk.rows)))
             self._put(row)
         if origin:
             disk.meta["origin"] = origin
-        for key in changes.held_gone:
-            disk.held.pop(key, None)
+        for hash in changes.held_gone:
+            disk.held.pop(hash, None)
         disk.held.update(changes.held_added)
-        for arrival, reason, refused in changes.asides:
-            reader, place = arrival.place or ("", 0)
-            disk.quarantine.append(Quarantined(len(disk.quarantine) + 1, reason, reader, place, arrival.raw))
+        for reason, reader, place, raw, refused in changes.asides:
+            disk.quarantine.append(Quarantined(len(disk.quarantine) + 1, reason, reader, place, raw))
             if refused is not None:
                 disk.refused[refused] = reason
         disk.voids.update(changes.voids)
@@ -132,12 +153,19 @@ class MemoryStore(LedgerStore):
         disk.runs.extend(changes.runs)
         disk.offsets.update(changes.offsets)
 
+    def _take_away(self, position: int) -> None:
+        disk, row = self.disk, self.disk.row(position)
+        disk.rows[position - 1] = None
+        disk.keys.pop(row.event.key, None)
+        disk.ids[row.event.id].remove(position)
+        disk.aggregates[row.event.topic, row.event.aggregate_id].remove(position)
+
     def _put(self, row: Row) -> None:
         event, disk = row.event, self.disk
         disk.rows[row.position - 1] = row
         disk.keys[event.key] = row.position
-        disk.ids.setdefault(event.id, row.position)
-        disk.aggregates.setdefault((event.topic, event.aggregate_id), []).append(row.position)
+        insort(disk.ids.setdefault(event.id, []), row.position)
+        insort(disk.aggregates.setdefault((event.topic, event.aggregate_id), []), row.position)
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
@@ -154,8 +182,9 @@ class MemoryStore(LedgerStore):
         for at in range(after.position if after is not None else 0, len(rows)):
             if len(page) == limit:
                 break
-            if topic is None or rows[at].event.topic == topic:
-                page.append(self._stored(rows[at]))
+            row = rows[at]
+            if row is not None and (topic is None or row.event.topic == topic):
+                page.append(self._stored(row))
         return page
 
     async def end(self) -> Offset:
@@ -166,13 +195,12 @@ class MemoryStore(LedgerStore):
     async def topics(self) -> Sequence[str]:
         """See `EventStore`."""
         self._opened()
-        return sorted({topic for topic, _ in self.disk.aggregates})
+        return sorted({topic for (topic, _), positions in self.disk.aggregates.items() if positions})
 
     async def aggregate(self, topic: str, aggregate_id: str) -> Sequence[Event]:
         """See `EventStore`."""
         self._opened()
-        rows = self.disk.rows
-        return [rows[position - 1].event for position in sorted(self.disk.aggregates.get((topic, aggregate_id), ()))]
+        return [self.disk.row(position).event for position in self.disk.aggregates.get((topic, aggregate_id), ())]
 
     async def aggregates(self, topic: str, *, after: str, limit: int) -> Sequence[str]:
         """See `EventStore`."""
@@ -189,7 +217,7 @@ class MemoryStore(LedgerStore):
         for seq in range(interval[0], interval[1] + 1):
             position = self.disk.keys.get(Key(topic, origin, seq))
             if position is not None:
-                row = self.disk.rows[position - 1]
+                row = self.disk.row(position)
                 page.append((row.event, row.hash))
                 if len(page) == limit:
                     break
@@ -219,23 +247,24 @@ class MemoryStore(LedgerStore):
 
     def _begin(self) -> None:
         self._own = {}
-        self._models.execute("BEGIN")
+        self.disk.models.execute("BEGIN")
 
     def _end(self, *, commit: bool) -> None:
+        models = self.disk.models
         if commit:
             try:
                 self._probe("commit")
             except BaseException:
-                self._models.execute("ROLLBACK")
+                models.execute("ROLLBACK")
                 raise
-            self._models.execute("COMMIT")
+            models.execute("COMMIT")
             self.disk.offsets.update(self._own)
             self._probe("committed")
-        else:
-            self._models.execute("ROLLBACK")
+        elif models.in_transaction:
+            models.execute("ROLLBACK")
 
-    def _handle(self, queue: CommitQueue) -> Transaction:
-        return MemoryTransaction(self._models, self.disk.offsets, self._own)
+    def _handle(self, queue: CommitQueue, block: Block) -> Transaction:
+        return MemoryTransaction(self.disk, self._own, block)
 
 
 class MemoryFacts:
@@ -245,61 +274,68 @@ class MemoryFacts:
         self._disk = disk
         self._log = log
 
+    def _stored(self, row: Row) -> Stored:
+        return Stored(row.event, row.position, self._log, row.twin)
+
     def by_id(self, id: str) -> Stored | None:
         """See `Facts`."""
-        position = self._disk.ids.get(id)
-        if position is None:
-            return None
-        row = self._disk.rows[position - 1]
-        return Stored(row.event, position, self._log, row.twin)
+        positions = self._disk.ids.get(id)
+        return self._stored(self._disk.row(positions[0])) if positions else None
 
     def hash_of(self, key: Key) -> bytes | None:
         """See `Facts`."""
         position = self._disk.keys.get(key)
-        return None if position is None else self._disk.rows[position - 1].hash
+        return None if position is None else self._disk.row(position).hash
 
     def by_key(self, key: Key) -> tuple[Stored, bytes] | None:
         """See `Facts`."""
         position = self._disk.keys.get(key)
         if position is None:
             return None
-        row = self._disk.rows[position - 1]
-        return Stored(row.event, position, self._log, row.twin), row.hash
+        row = self._disk.row(position)
+        return self._stored(row), row.hash
 
     def aggregate(self, fork: Fork) -> Known | None:
         """See `Facts`."""
         positions = self._disk.aggregates.get(fork)
         if not positions:
             return None
-        last: dict[str, int] = {}
-        at_packed = 0
+        known = Known({}, 0)
         for position in positions:
-            event = self._disk.rows[position - 1].event
-            last[event.origin] = max(last.get(event.origin, 0), event.seq)
-            at_packed = max(at_packed, event.at_packed)
-        return Known(last, at_packed)
+            event = self._disk.row(position).event
+            known.last[event.origin] = max(known.last.get(event.origin, 0), event.seq)
+            known.at_packed = max(known.at_packed, event.at_packed)
+        return known
 
 
 class MemoryTransaction:
-    """See `Transaction`. Read models live in an SQLite database in memory, so that the same projection runs."""
+    """See `Transaction`."""
 
-    def __init__(self, models: sqlite3.Connection, offsets: Mapping[str, Offset], own: dict[str, Offset]) -> None:
-        self._models = models
-        self._offsets = offsets
+    def __init__(self, disk: MemoryDisk, own: dict[str, Offset], block: Block) -> None:
+        self._models = disk.models
+        self._offsets = disk.offsets
         self._own = own
+        self._block = block
 
     async def execute(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """See `Transaction`."""
-        return self._models.execute(sql, parameters).fetchall()
+        self._block.check()
+        rows = self._models.execute(sql, parameters).fetchall()
+        check_still_open(self._models, sql)
+        return rows
 
     async def execute_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
         """See `Transaction`."""
+        self._block.check()
         self._models.executemany(sql, rows)
+        check_still_open(self._models, sql)
 
     async def offset(self, consumer: str) -> Offset | None:
         """See `Transaction`."""
+        self._block.check()
         return self._own.get(consumer) or self._offsets.get(consumer)
 
     async def set_offset(self, consumer: str, offset: Offset) -> None:
         """See `Transaction`."""
+        self._block.check()
         self._own[consumer] = offset

@@ -20,18 +20,25 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import msgspec
 
-from synckit_streams.errors import ConfigError, Invalid, StoreCorrupt, StoreError
+from synckit_streams.errors import ConfigError, Invalid, StoreClosed, StoreCorrupt, StoreError
 from synckit_streams.model.codec import node_of
 from synckit_streams.model.event import Event, Offset, Stored
-from synckit_streams.model.exchange import Arrival, PlaceRun, Summary
+from synckit_streams.model.exchange import PlaceRun, Summary
 from synckit_streams.model.seen import Interval
 from synckit_streams.ports.store import Opening, Quarantined, StoreFeatures, Transaction
 from synckit_streams.stores import sqlite_schema as schema
 from synckit_streams.stores.claim import FileClaim
 from synckit_streams.stores.commits import CommitQueue
-from synckit_streams.stores.ledger_store import LedgerStore, Probe
+from synckit_streams.stores.identity import warn_of_other_node
+from synckit_streams.stores.ledger_store import Block, LedgerStore, Probe
+from synckit_streams.stores.models import SqliteTransaction
 from synckit_streams.stores.sqlite_facts import SqliteFacts
 from synckit_streams.sync.ledger import Changes, Fork, Ledger, Wants
+
+WRITE_CACHE_KIB = 16_000
+READ_CACHE_KIB = 4_000
+CHECKPOINT_PAGES = 4_000
+"""How long the WAL grows before its pages are brought to their place."""
 
 
 class SqliteStore(LedgerStore):
@@ -39,11 +46,13 @@ class SqliteStore(LedgerStore):
 
     Args:
         url: `sqlite:///relative/path.db` or `sqlite:////absolute/path.db`, with `?durability=normal` if one likes.
+            A `?`, `#` or `%` in the path is written `%3F`, `%23` or `%25`.
         durability: "full" (default): what was appended survives the loss of power. "normal": it survives a crash of
             the process, and up to the last checkpoint the loss of power.
         read_only: For looking on while another process has the store open. Nothing is claimed or written.
         threads: False runs everything in the caller, for a simulation.
         probe: See `Probe`.
+        busy_timeout_s: How long to wait for a program that holds the write lock, before `StoreBusy`.
 
     Raises:
         StoreInUse: another node has the file.
@@ -58,20 +67,12 @@ class SqliteStore(LedgerStore):
         read_only: bool = False,
         threads: bool = True,
         probe: Probe | None = None,
+        busy_timeout_s: float = 5.0,
     ) -> None:
-        parts = urlsplit(url)
-        options = dict(parse_qsl(parts.query))
-        durability = durability or options.pop("durability", "full")
-        if parts.netloc or not parts.path.strip("/"):
-            raise ConfigError(
-                f"{url!r} names no file",
-                hint="write sqlite:///till.db, or sqlite:////var/lib/till.db for an absolute path",
-            )
-        if options:
-            raise ConfigError(f"unknown options in {url!r}: {', '.join(sorted(options))}", hint="durability is known")
+        self.path, options = _parse(url)
+        durability = durability or options["durability"]
         if durability not in ("full", "normal"):
             raise ConfigError(f"durability {durability!r} is unknown", hint='choose "full" or "normal"')
-        self.path = Path(unquote(parts.path[1:]))
         super().__init__(str(self.path), threads=threads, probe=probe)
         self.features = StoreFeatures(durable=True, sql=True)
         self.numbers: dict[Fork, int] = {}
@@ -80,6 +81,7 @@ class SqliteStore(LedgerStore):
         self._reads: Executor | None = None
         self._synchronous = durability.upper()
         self._read_only = read_only
+        self._busy_timeout_s = busy_timeout_s
         self._claim = None if read_only else FileClaim(self.path)
         self._secret = b""
 
@@ -92,61 +94,104 @@ class SqliteStore(LedgerStore):
     def _unclaim(self) -> None:
         if self._claim is not None:
             self._claim.release()
-        if self._reads is not None:
-            self._reads.shutdown(wait=False)
-            self._reads = None
 
     def _translate(self, error: BaseException) -> BaseException:
-        return schema.translate(error, self.path) if isinstance(error, sqlite3.Error) else error
+        if isinstance(error, sqlite3.Error):
+            return schema.translate(error, self.path)
+        if isinstance(error, msgspec.MsgspecError):
+            return StoreCorrupt(f"{self.path} is damaged: {error}")
+        return error
 
-    def _connect(self, *, read_only: bool) -> sqlite3.Connection:
+    def _connect(self, mode: str, *, cache_kib: int) -> sqlite3.Connection:
         # A path with '?' or '#' in it must not be read as a query.
         quoted = str(self.path.absolute()).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
         connection = sqlite3.connect(
-            f"file:{quoted}?mode={'ro' if read_only else 'rwc'}",
+            f"file:{quoted}?mode={mode}",
             uri=True,
             isolation_level=None,
             check_same_thread=False,
-            timeout=5.0,
+            timeout=self._busy_timeout_s,
         )
-        connection.execute("PRAGMA cache_size=-16000")
+        connection.execute(f"PRAGMA cache_size=-{cache_kib}")
         return connection
 
     def _open(self, opening: Opening) -> str:
-        origin = ""
-        if self._read_only:
-            if not self.path.exists():
-                raise StoreError(
-                    f"{self.path} does not exist", hint="check the path; a node makes it when it first opens"
-                )
-            self.writer = self._reader = self._connect(read_only=True)
-            (application,) = self.writer.execute("PRAGMA application_id").fetchone()
-            if application != schema.APPLICATION_ID:
-                raise StoreCorrupt(f"{self.path} is not a synckit-streams store", hint="check the path")
-        else:
-            token = self._claim.consume_token() if self._claim is not None else ""
-            self.writer = self._connect(read_only=False)
-            try:
-                self.writer.execute("PRAGMA journal_mode=WAL")
-                self.writer.execute(f"PRAGMA synchronous={self._synchronous}")
-                self.writer.execute("PRAGMA wal_autocheckpoint=4000")
-                schema.migrate(self.writer, self.path)
-                origin = self._begin_life(opening, token)
-                self._reader = self._connect(read_only=True)
-            except BaseException:
-                self.writer.close()
-                raise
-        meta = dict(self.writer.execute("SELECT name, value FROM meta"))
-        if "store" not in meta or "secret" not in meta:
-            raise StoreCorrupt(f"{self.path} lacks its own identity")
-        self.id, self._secret = meta["store"], meta["secret"]
+        origin = self._look() if self._read_only else self._take(opening)
         if self._threads:
             self._reads = ThreadPoolExecutor(1, thread_name_prefix="synckit-read")
         return origin
 
+    def _look(self) -> str:
+        """Open for reading only."""
+        if not self.path.exists():
+            raise StoreError(f"{self.path} does not exist", hint="check the path; a node makes it when it first opens")
+        self.writer = self._reader = self._connect("ro", cache_kib=READ_CACHE_KIB)
+        try:
+            try:
+                version = schema.version_of(self.writer, self.path)
+            except sqlite3.OperationalError:
+                # Reading a WAL needs files beside it. Where none can be made, and none is left, nobody writes either.
+                if self._wal_bytes():
+                    raise
+                self.writer.close()
+                self.writer = self._reader = self._connect("ro&immutable=1", cache_kib=READ_CACHE_KIB)
+                version = schema.version_of(self.writer, self.path)
+            if version < schema.SCHEMA_VERSION:
+                raise StoreError(
+                    f"{self.path} has schema {version}, which this release first brings to {schema.SCHEMA_VERSION}",
+                    hint="open it once with a node of this release",
+                )
+            self._read_identity()
+        except BaseException:
+            self.writer.close()
+            raise
+        return ""
+
+    def _take(self, opening: Opening) -> str:
+        """Open for writing; gives the origin to go on with, or ""."""
+        assert self._claim is not None
+        token = self._claim.consume_token()
+        wal_bytes = self._wal_bytes()
+        self.writer = self._connect("rwc", cache_kib=WRITE_CACHE_KIB)
+        try:
+            schema.version_of(self.writer, self.path)
+            self._check_whole(wal_bytes)
+            self.writer.execute("PRAGMA journal_mode=WAL")
+            self.writer.execute(f"PRAGMA synchronous={self._synchronous}")
+            self.writer.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
+            schema.migrate(self.writer, self.path)
+            origin = self._begin_life(opening, token)
+            self._read_identity()
+            self._reader = self._connect("ro", cache_kib=READ_CACHE_KIB)
+        except BaseException:
+            self.writer.close()
+            raise
+        return origin
+
+    def _wal_bytes(self) -> int:
+        try:
+            return self.path.with_name(f"{self.path.name}-wal").stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def _check_whole(self, wal_bytes: int) -> None:
+        """That a file without a log beside it has the size that it says; SQLite finds out only where it reads."""
+        (pages,) = self.writer.execute("PRAGMA page_count").fetchone()
+        (page_bytes,) = self.writer.execute("PRAGMA page_size").fetchone()
+        size = self.path.stat().st_size
+        if not wal_bytes and size < pages * page_bytes:
+            raise StoreCorrupt(f"{self.path} is cut off: {size} of {pages * page_bytes} bytes")
+
+    def _read_identity(self) -> None:
+        meta = dict(self.writer.execute("SELECT name, value FROM meta"))
+        if "store" not in meta or "secret" not in meta:
+            raise StoreCorrupt(f"{self.path} lacks its own identity")
+        self.id, self._secret = meta["store"], meta["secret"]
+
     def _begin_life(self, opening: Opening, token: str) -> str:
         """Give a new file its identity; keep the last incarnation only if nobody touched the file since its close."""
         meta = dict(self.writer.execute("SELECT name, value FROM meta"))
+        warn_of_other_node(self.name, str(meta.get("node", "")), opening.node)
         with self._transaction():
             if "store" not in meta:
                 rows = [("store", opening.dice(16).hex()), ("secret", opening.dice(16))]
@@ -157,25 +202,40 @@ class SqliteStore(LedgerStore):
         return origin if token and meta.get("clean") == token and node_of(origin) == opening.node else ""
 
     def _load(self, ledger: Ledger, node: str) -> None:
-        self.numbers = schema.load_ledger(self.writer, ledger, node)
+        # One transaction, so that a reader beside a running node loads one moment.
+        own = not self.writer.in_transaction
+        if own:
+            self.writer.execute("BEGIN")
+        try:
+            self.numbers = schema.load_ledger(self.writer, ledger, node)
+        finally:
+            if own and self.writer.in_transaction:
+                self.writer.execute("ROLLBACK")
 
     def _close(self, origin: str) -> None:
-        token = ""
+        if self._reads is not None:
+            self._reads.shutdown(wait=True)  # whoever reads a page now gets it
+            self._reads = None
         try:
-            if not self._read_only:
-                self._reader.close()
-                if origin:
-                    assert self._opening is not None
-                    token = self._opening.dice(16).hex()
-                    with self._transaction():
-                        self.writer.execute("INSERT OR REPLACE INTO meta VALUES ('clean', ?)", (token,))
-                    self.writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            self._reader.close()
+            token = self._mark_clean(origin) if origin and not self._read_only else ""
         except (sqlite3.Error, OSError):
             token = ""  # a close that cannot leave its token costs a new incarnation at the next open, nothing else
         self.writer.close()
         if token and self._claim is not None:
             with suppress(OSError):
                 self._claim.leave_token(token)
+
+    def _mark_clean(self, origin: str) -> str:
+        """Say in the file that it was left clean; "" if not all of it has reached its place."""
+        assert self._opening is not None
+        token = self._opening.dice(16).hex()
+        with self._transaction():
+            rows = [("origin", origin), ("clean", token)]
+            self.writer.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", rows)
+        # Where somebody reads the file just now, part of it stays in the WAL, which could be lost without a trace.
+        (busy, _, _) = self.writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        return "" if busy else token
 
     # --- writing -----------------------------------------------------------------------------------------------------
 
@@ -209,8 +269,8 @@ class SqliteStore(LedgerStore):
         if commit:
             self._probe("committed")
 
-    def _handle(self, queue: CommitQueue) -> Transaction:
-        return SqliteTransaction(self.writer, queue, self._translate)
+    def _handle(self, queue: CommitQueue, block: Block) -> Transaction:
+        return SqliteTransaction(self.writer, queue, block, self._translate)
 
     def aggregate_hash(self, fork: Fork) -> int:
         """The hash under which an aggregate is indexed."""
@@ -233,14 +293,15 @@ class SqliteStore(LedgerStore):
                 aggregate = hashes[fork] = self.aggregate_hash(fork)
             return schema.event_values(event, self._number((event.topic, event.origin)), aggregate)
 
+        if changes.removed:
+            many("DELETE FROM events WHERE position=?", [(position,) for position in changes.removed])
         if changes.rekeyed:
             # A key moves from one row to another: first out of the way, then to its place.
-            many(
-                "UPDATE events SET seq=-position WHERE position=?", [(position,) for position, _, _ in changes.rekeyed]
-            )
-            many(schema.UPDATE_EVENT, [(*values(event), hash, position) for position, event, hash in changes.rekeyed])
+            many("UPDATE events SET seq=-position WHERE position=?", [(position,) for position in changes.rekeyed])
+            moved = [(*values(row.event), row.hash, row.position) for row in changes.rekeyed.values()]
+            many(schema.UPDATE_EVENT, moved)
         if changes.rows:
-            rows = [(position, *values(event), twin, hash) for position, event, hash, twin in changes.rows]
+            rows = [(row.position, *values(row.event), row.twin, row.hash) for row in changes.rows]
             many(schema.INSERT_EVENT, rows)
         if changes.streams:
             streams = self._ledger.streams
@@ -251,17 +312,17 @@ class SqliteStore(LedgerStore):
         if origin:
             self.writer.execute("INSERT OR REPLACE INTO meta VALUES ('origin', ?)", (origin,))
         if changes.held_gone:
-            many("DELETE FROM held WHERE topic=? AND origin=? AND seq=?", changes.held_gone)
+            many("DELETE FROM held WHERE hash=?", [(hash,) for hash in changes.held_gone])
         if changes.held_added:
             encode = msgspec.msgpack.encode
-            held = [(*key, hash, encode(event)) for key, (event, hash) in changes.held_added.items()]
-            many("INSERT OR REPLACE INTO held VALUES (?, ?, ?, ?, ?)", held)
+            held = [(hash, encode(event)) for hash, event in changes.held_added.items()]
+            many("INSERT OR REPLACE INTO held VALUES (?, ?)", held)
         if changes.asides:
             many(
                 "INSERT INTO quarantine VALUES (NULL, ?, ?, ?, ?, ?, ?, ?)",
                 [
-                    (reason, *(arrival.place or ("", 0)), _raw(arrival), *(key or (None, None, None)))
-                    for arrival, reason, key in changes.asides
+                    (reason, reader, place, raw, *(key or (None, None, None)))
+                    for reason, reader, place, raw, key in changes.asides
                 ],
             )
         if changes.voids:
@@ -271,8 +332,8 @@ class SqliteStore(LedgerStore):
         if changes.runs:
             many("INSERT INTO places VALUES (NULL, ?, ?, ?, ?, ?)", [schema.run_values(run) for run in changes.runs])
         if changes.offsets:
-            moved = [(who, at.log, at.position, at.fingerprint) for who, at in changes.offsets.items()]
-            many(schema.UPSERT_OFFSET, moved)
+            places = [(who, at.log, at.position, at.fingerprint) for who, at in changes.offsets.items()]
+            many(schema.UPSERT_OFFSET, places)
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
@@ -283,12 +344,16 @@ class SqliteStore(LedgerStore):
         def fetch() -> Any:
             try:
                 return shape(self._reader.execute(sql, parameters).fetchall())
-            except sqlite3.Error as error:
-                raise schema.translate(error, self.path) from error
+            except (sqlite3.Error, msgspec.MsgspecError) as error:
+                raise self._translate(error) from error
 
-        if self._reads is None:
+        if not self._threads:
             return fetch()
-        return await asyncio.get_running_loop().run_in_executor(self._reads, fetch)
+        try:
+            pending = asyncio.get_running_loop().run_in_executor(self._reads, fetch)
+        except RuntimeError:  # closed by another thread just now
+            raise StoreClosed(f"{self.name} is closed") from None
+        return await pending
 
     async def _rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         rows: list[tuple[Any, ...]] = await self._fetch(lambda rows: rows, sql, parameters)
@@ -377,46 +442,35 @@ class SqliteStore(LedgerStore):
         return [Quarantined(*row) for row in rows]
 
 
-class SqliteTransaction:
-    """See `Transaction`. Statements run on the writer's thread, one after another."""
+def _parse(url: str) -> tuple[Path, dict[str, str]]:
+    """The path in a URL, and its options.
 
-    def __init__(
-        self, writer: sqlite3.Connection, queue: CommitQueue, translate: Callable[[BaseException], BaseException]
-    ) -> None:
-        self._writer = writer
-        self._queue = queue
-        self._translate = translate
-
-    async def _run(self, work: Callable[[], Any]) -> Any:
-        def translated() -> Any:
-            try:
-                return work()
-            except (sqlite3.ProgrammingError, sqlite3.IntegrityError):
-                raise  # the statement's own fault: its author wants SQLite's words
-            except sqlite3.Error as error:
-                raise self._translate(error) from error
-
-        return await self._queue.run(translated)
-
-    async def execute(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        """See `Transaction`."""
-        rows: list[tuple[Any, ...]] = await self._run(lambda: self._writer.execute(sql, parameters).fetchall())
-        return rows
-
-    async def execute_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
-        """See `Transaction`."""
-        await self._run(lambda: self._writer.executemany(sql, rows))
-
-    async def offset(self, consumer: str) -> Offset | None:
-        """See `Transaction`."""
-        rows = await self.execute("SELECT log, position, fingerprint FROM offsets WHERE consumer = ?", (consumer,))
-        return Offset(*rows[0]) if rows else None
-
-    async def set_offset(self, consumer: str, offset: Offset) -> None:
-        """See `Transaction`."""
-        await self.execute_many(schema.UPSERT_OFFSET, [(consumer, offset.log, offset.position, offset.fingerprint)])
-
-
-def _raw(arrival: Arrival) -> bytes:
-    """What quarantine keeps of an arrival."""
-    return arrival.raw or (msgspec.msgpack.encode(arrival.event) if arrival.event is not None else b"")
+    Raises:
+        ConfigError: it names no file, or has an option that is unknown.
+    """
+    hint = "write sqlite:///till.db, or sqlite:////var/lib/till.db for an absolute path"
+    try:
+        parts = urlsplit(url)
+        path = unquote(parts.path[1:], errors="strict")
+        path.encode()
+    except ValueError as error:
+        raise ConfigError(f"{url!r} is not the URL of a file: {error}", hint=hint) from None
+    if parts.netloc or not path.strip("/") or "\0" in path:
+        raise ConfigError(f"{url!r} names no file", hint=hint)
+    if parts.fragment or url.endswith("#"):
+        raise ConfigError(f"{url!r} has a '#'", hint="write %23 for a '#' in the path, %3F for a '?', %25 for a '%'")
+    options = {"durability": "full"}
+    for name, value in parse_qsl(parts.query, keep_blank_values=True):
+        if name not in options:
+            raise ConfigError(
+                f"unknown option {name!r} in {url!r}", hint="durability is known; write %3F for a '?' in the path"
+            )
+        options[name] = value
+    found = Path(path)
+    try:
+        folder = found.is_dir()
+    except OSError as error:
+        raise ConfigError(f"{url!r}: {error.strerror}", hint="choose another path") from None
+    if folder:
+        raise ConfigError(f"{url!r} names a folder", hint=hint)
+    return found, options

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 from typing import Protocol
 
 import msgspec
@@ -32,8 +33,8 @@ class SqliteFacts:
     def __init__(self, store: Rows, wants: Wants) -> None:
         self._store = store
         self._ids: dict[str, Stored | None] = {}
-        self._keys: dict[Key, bytes] = {}
-        self._aggregates: dict[Fork, Known] = {}
+        self._keys: dict[Key, bytes | None] = dict.fromkeys(wants.keys)
+        self._aggregates: dict[Fork, Known | None] = dict.fromkeys(wants.aggregates)
         execute = store.writer.execute
         if wants.ids:
             self._ids = dict.fromkeys(wants.ids)
@@ -57,18 +58,24 @@ class SqliteFacts:
                 )
                 self._keys.update((Key(topic, origin, seq), hash) for seq, hash in rows)
         if wants.aggregates:
-            by_hash = {store.aggregate_hash(fork): fork for fork in wants.aggregates}
-            names = {number: origin for (_, origin), number in store.numbers.items()}
-            rows = execute(
-                "SELECT aggregate, stream, max(seq), at FROM events "
-                "WHERE aggregate IN (SELECT value FROM json_each(?)) GROUP BY aggregate, stream",
-                (_encode_json(list(by_hash)).decode(),),
-            )
-            for hash, stream, seq, at in rows:
-                fork = by_hash[hash]
-                known = self._aggregates.get(fork) or Known({}, 0)
-                known.last[names[stream]] = seq
-                self._aggregates[fork] = Known(known.last, max(known.at_packed, at))
+            self._look_up(wants.aggregates)
+
+    def _look_up(self, forks: Sequence[Fork]) -> None:
+        store = self._store
+        by_hash = {store.aggregate_hash(fork): fork for fork in forks}
+        rows = store.writer.execute(
+            "SELECT aggregate, stream, max(seq), at FROM events "
+            "WHERE aggregate IN (SELECT value FROM json_each(?)) GROUP BY aggregate, stream",
+            (_encode_json(list(by_hash)).decode(),),
+        )
+        names = {number: origin for (_, origin), number in store.numbers.items()}
+        for hash, stream, seq, at in rows:
+            fork = by_hash[hash]
+            known = self._aggregates.get(fork)
+            if known is None:
+                known = self._aggregates[fork] = Known({}, 0)
+            known.last[names[stream]] = seq
+            known.at_packed = max(known.at_packed, at)
 
     def by_id(self, id: str) -> Stored | None:
         """See `Facts`."""
@@ -80,8 +87,14 @@ class SqliteFacts:
         return self._ids[id]
 
     def hash_of(self, key: Key) -> bytes | None:
-        """The hash of the event under a key that was foreseen."""
-        return self._keys.get(key)
+        """See `Facts`."""
+        if key not in self._keys:
+            rows = self._store.writer.execute(
+                "SELECT hash FROM events WHERE stream=? AND seq=?",
+                (self._store.numbers.get((key.topic, key.origin)), key.seq),
+            ).fetchall()
+            self._keys[key] = rows[0][0] if rows else None
+        return self._keys[key]
 
     def by_key(self, key: Key) -> tuple[Stored, bytes] | None:
         """See `Facts`."""
@@ -93,7 +106,10 @@ class SqliteFacts:
 
     def aggregate(self, fork: Fork) -> Known | None:
         """See `Facts`."""
-        return self._aggregates.get(fork)
+        if fork not in self._aggregates:
+            self._aggregates[fork] = None
+            self._look_up([fork])
+        return self._aggregates[fork]
 
 
 def _spans(numbers: list[int]) -> list[tuple[int, int]]:

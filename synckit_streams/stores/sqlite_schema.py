@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from itertools import pairwise
 from typing import Any
@@ -37,9 +37,8 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE UNIQUE INDEX events_key ON events (stream, seq);
     CREATE INDEX events_id ON events (id);
     CREATE INDEX events_aggregate ON events (aggregate, stream, seq, at);
-    -- Events that wait for a cause, and arrivals that were set aside.
-    CREATE TABLE held (topic TEXT, origin TEXT, seq INTEGER, hash BLOB NOT NULL, event BLOB NOT NULL,
-        PRIMARY KEY (topic, origin, seq)) WITHOUT ROWID;
+    -- Events that wait for a cause, and arrivals that were set aside (with a key when they are refused for good).
+    CREATE TABLE held (hash BLOB PRIMARY KEY, event BLOB NOT NULL) WITHOUT ROWID;
     CREATE TABLE quarantine (position INTEGER PRIMARY KEY, reason TEXT NOT NULL, reader TEXT NOT NULL,
         place INTEGER NOT NULL, raw BLOB NOT NULL, topic TEXT, origin TEXT, seq INTEGER);
     CREATE TABLE voids (topic TEXT, origin TEXT, seq INTEGER, PRIMARY KEY (topic, origin, seq)) WITHOUT ROWID;
@@ -82,6 +81,8 @@ _decode_positions = msgspec.msgpack.Decoder(list[int]).decode
 
 def translate(error: sqlite3.Error, path: object) -> StoreError:
     """A driver's error as one of ours, with what to do."""
+    if "decode to UTF-8" in str(error):
+        return StoreCorrupt(f"{path} is damaged: {error}")
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code == sqlite3.SQLITE_FULL:
         return StoreFull(f"no room left for {path}")
@@ -98,8 +99,8 @@ def translate(error: sqlite3.Error, path: object) -> StoreError:
     return StoreError(f"{path}: {error}", hint="the disk may be failing; nothing of this call was written")
 
 
-def migrate(connection: sqlite3.Connection, path: object) -> None:
-    """Bring a file up to this release's schema; make it if it is new.
+def version_of(connection: sqlite3.Connection, path: object) -> int:
+    """The schema version of a file; 0 when it is new and empty.
 
     Raises:
         SchemaNewer: a later release wrote it.
@@ -109,15 +110,25 @@ def migrate(connection: sqlite3.Connection, path: object) -> None:
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if application != APPLICATION_ID:
         (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-        if tables or application:
+        if tables or application or version:
             raise StoreCorrupt(f"{path} is a database of another program", hint="give the store a path of its own")
     if version > SCHEMA_VERSION:
         raise SchemaNewer(f"{path} has schema {version}; this release knows {SCHEMA_VERSION}")
-    for step in range(version, SCHEMA_VERSION):
-        connection.executescript(
-            f"BEGIN IMMEDIATE; {MIGRATIONS[step]} PRAGMA user_version={step + 1}; "
-            f"PRAGMA application_id={APPLICATION_ID}; COMMIT;"
-        )
+    return int(version)
+
+
+def migrate(connection: sqlite3.Connection, path: object, migrations: Sequence[str] = MIGRATIONS) -> None:
+    """Bring a file up to the last schema; make it if it is new. Each step is one transaction."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    for step in range(version, len(migrations)):
+        try:
+            connection.executescript(
+                f"BEGIN IMMEDIATE; {migrations[step]} PRAGMA user_version={step + 1}; "
+                f"PRAGMA application_id={APPLICATION_ID}; COMMIT;"
+            )
+        finally:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
 
 
 def aggregate_hash(secret: bytes, topic: str, aggregate_id: str) -> int:
@@ -176,13 +187,13 @@ def load_ledger(connection: sqlite3.Connection, ledger: Ledger, node: str) -> di
     for number, topic, origin, ranges, total, at in connection.execute("SELECT * FROM streams"):
         numbers[topic, origin] = number
         if raw := _decode_ranges(ranges):
-            ledger.streams.setdefault(topic, {})[origin] = Stream(tuple(raw), int.from_bytes(total, "big"), at)
+            ledger.streams.setdefault(topic, {})[origin] = Stream(raw, int.from_bytes(total, "big"), at)
         if node_of(origin) == node:
             ledger.at_packed = max(ledger.at_packed, at)
     (ledger.position,) = connection.execute("SELECT coalesce(max(position), 0) FROM events").fetchone()
     ledger.voids.update(Key(*row) for row in connection.execute("SELECT topic, origin, seq FROM voids"))
     refused = "SELECT topic, origin, seq, reason FROM quarantine WHERE topic IS NOT NULL"
-    ledger.refused.update((Key(*row[:3]), row[3]) for row in connection.execute(refused))
+    ledger.refused.update((key, row[3]) for row in connection.execute(refused) if (key := Key(*row[:3])) not in ledger)
     for hash, raw in connection.execute("SELECT hash, event FROM held"):
-        ledger.hold(decode_event(raw), hash)
+        ledger.load_held(decode_event(raw), hash)
     return numbers

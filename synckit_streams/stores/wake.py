@@ -35,12 +35,11 @@ class Bell:
         with self._lock:
             self._ears[event] = asyncio.get_running_loop()
         try:
-            while True:
+            while not self._closed:
                 await event.wait()
                 event.clear()
-                if self._closed:
-                    return
-                yield
+                if not self._closed:
+                    yield
         finally:
             with self._lock:
                 self._ears.pop(event, None)

@@ -1,0 +1,167 @@
+"""Received events: stored, held, set aside or known already; never an error because of their content.
+
+One bad event that raised would block its batch for ever. What cannot be read is lost in transport: its bytes go to
+quarantine, and the next exchange of digests brings the event again. What is intact but must not be stored is refused
+for good, and its key is told to the peers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from synckit_streams.errors import SyncKitError
+from synckit_streams.model.clock import Key
+from synckit_streams.model.codec import refusal
+from synckit_streams.model.event import Event
+from synckit_streams.model.exchange import Arrival, PlaceRun
+from synckit_streams.sync.changes import Aside
+from synckit_streams.sync.turn import Turn
+
+
+def receive(turn: Turn, received: Sequence[Arrival]) -> None:
+    """Take what arrived, in the order of arrival."""
+    ledger, waiting = turn.ledger, turn.ledger.waiting
+    places: dict[tuple[str, str, str], list[tuple[int, int]]] = {}
+    for arrival in received:
+        event, hash, place, _, reason = arrival
+        if event is None or reason:
+            _set_aside(turn, arrival, reason or "unreadable", None)
+            continue
+        key = event.key
+        topic, origin, seq = key
+        stream = ledger.stream(topic, origin)
+        here = seq in stream
+        if not here and origin == ledger.origin:
+            # Under our own origin, and not written by us: somebody runs on a copy of this store.
+            ledger.origin = ""
+        if not _is_plain(event) and (error := refusal(event)) is not None:
+            _refuse(turn, arrival, key, error)
+            continue
+        turn.topics.add(topic)
+        if place is not None:
+            group = (place.reader, topic, origin)
+            if group in places:
+                places[group].append((seq, place.position))
+            else:
+                places[group] = [(seq, place.position)]
+        if (here and turn.hash_of(key) == hash) or hash in waiting:
+            turn.duplicates += 1
+            continue
+        try:
+            cause = ledger.missing(event)
+        except SyncKitError as error:  # the context does not decode, although the hash is right
+            _refuse(turn, arrival, key, error)
+            continue
+        if cause is not None:
+            _hold(turn, event, hash, cause)
+        elif here:
+            turn.take(event, hash)
+        else:
+            turn.store(event, hash)
+            if waiting:
+                turn.release(key)
+    for (reader, topic, origin), found in places.items():
+        turn.runs.extend(runs_of(reader, topic, origin, found))
+    turn.changes.runs.extend(turn.runs)
+
+
+def declare_void(turn: Turn, voids: Sequence[Key]) -> None:
+    """Release what waits for keys that nobody holds any more. They do not enter `Seen`: a late original is taken."""
+    for key in voids:
+        key = Key(*key)
+        turn.topics.add(key.topic)
+        if key not in turn.ledger.voids and key not in turn.ledger:
+            turn.ledger.voids.add(key)
+            turn.changes.voids.append(key)
+            turn.release(key)
+
+
+def forget(turn: Turn, readers: Sequence[str]) -> None:
+    """Give up the places of readers whose log was lost, also those that this transaction was about to write."""
+    changes = turn.changes
+    changes.forget.extend(readers)
+    changes.runs = [run for run in changes.runs if run.reader not in readers]
+
+
+def _hold(turn: Turn, event: Event, hash: bytes, cause: Key) -> None:
+    ledger = turn.ledger
+    if cause.origin == ledger.origin:
+        # It follows an event of ours that we never wrote: a copy of this store did, or this one was put back.
+        ledger.origin = ""
+    if len(ledger.waiting) >= ledger.held_max:
+        # The newest goes, not one that may be about to be released. `Seen` lacks it, so it comes back.
+        turn.dropped.append(event.key)
+        return
+    ledger.waiting.add(event, hash, cause)
+    turn.changes.held_added[hash] = event
+    turn.held.append(event.key)
+
+
+def _refuse(turn: Turn, arrival: Arrival, key: Key, error: SyncKitError) -> None:
+    """Set aside, for good, an event that is intact and must not be stored."""
+    reason = str(error)
+    if key in turn.ledger.refused or key in turn.ledger:  # told already; or the key has an event that may be stored
+        turn.quarantined.append(reason)
+        return
+    turn.topics.add(key.topic)
+    turn.ledger.refused[key] = reason
+    _set_aside(turn, arrival, reason, key)
+
+
+def _set_aside(turn: Turn, arrival: Arrival, reason: str, key: Key | None) -> None:
+    raw = arrival.raw
+    if not raw and arrival.event is not None:
+        try:
+            raw = msgspec.msgpack.encode(arrival.event)
+        except (UnicodeEncodeError, OverflowError):  # an event that was never on any wire
+            raw = repr(arrival.event).encode("utf-8", "backslashreplace")
+    reader, place = arrival.place or ("", 0)
+    turn.changes.asides.append(Aside(reason, reader, place, raw, key))
+    turn.quarantined.append(reason)
+
+
+def _is_plain(event: Event) -> bool:
+    """Whether an event is so ordinary that `refusal` need not look: the hot path of `receive`."""
+    return (
+        0 <= event.prev < event.seq < 1 << 62
+        and 0 <= event.at_packed < 1 << 62
+        and event.schema_version == 1
+        and not event.metadata_json
+        and not event.after_bytes
+        and len(event.context_bytes) < 1000  # `missing` looks at it
+        and len(event.payload) <= 100_000
+        # ASCII: no lone surrogate, and as many bytes as characters.
+        and (
+            text := f"{event.topic}{event.aggregate_id}{event.id}{event.type}{event.origin}{event.traceparent}"
+        ).isascii()
+        and len(text) < 500
+        and "\0" not in text
+        and 0 < len(event.topic) <= 100
+        and event.aggregate_id != ""
+        and 0 < len(event.id) < 255
+        and 0 < len(event.type) < 255
+        and 0 < len(event.origin) < 255
+        and len(event.traceparent) < 255
+    )
+
+
+def runs_of(reader: str, topic: str, origin: str, found: list[tuple[int, int]]) -> list[PlaceRun]:
+    """Places of one origin's events, in runs of consecutive numbers; of a number read twice, the later place."""
+    last: dict[int, int] = {}
+    for seq, position in found:
+        if position >= last.get(seq, 0):
+            last[seq] = position
+    runs: list[PlaceRun] = []
+    positions: list[int] = []
+    first = 0
+    for seq in sorted(last):
+        if positions and seq == first + len(positions):
+            positions.append(last[seq])
+            continue
+        if positions:
+            runs.append(PlaceRun(reader, topic, origin, first, positions))
+        first, positions = seq, [last[seq]]
+    runs.append(PlaceRun(reader, topic, origin, first, positions))
+    return runs

@@ -1,0 +1,238 @@
+"""Local events: from what a caller wrote to what can be numbered, and every way in which it can be wrong.
+
+Two steps before the writing, so that callers who share a group commit are isolated from one another. `prepare` looks at
+the draft alone, before anything is looked up for it; `check` compares it with the ledger. Both raise, and neither
+changes anything; what passes both is certain to be written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from typing import NamedTuple
+
+import msgspec
+
+from synckit_streams.errors import CauseUnknown, IdReused, Invalid, TooLarge
+from synckit_streams.model.clock import COUNTER_MAX, Key, keys_bytes, vector_bytes
+from synckit_streams.model.codec import (
+    CONTEXT_BYTES_MAX,
+    check_draft,
+    content_hash,
+    encode_metadata,
+    encode_payload,
+    event_content_hash,
+)
+from synckit_streams.model.event import Draft, Event, Stored
+from synckit_streams.sync.changes import Changes, Row
+from synckit_streams.sync.facts import Facts, Known
+from synckit_streams.sync.ledger import Ledger
+from synckit_streams.sync.stream import Stream
+from synckit_streams.sync.turn import Turn
+
+_encode = msgspec.msgpack.Encoder().encode
+
+ORIGIN_BYTES_MAX = 128
+"""More than an origin of ours and its counter need in a context."""
+
+NAMES_MAX = 10_000
+FIRST_VERSION = 1
+"""The default of `Draft.schema_version`; compared by identity, so that True is not taken for it."""
+
+
+class Prepared(NamedTuple):
+    """A draft in bytes; `context` is None when the store's own is wanted."""
+
+    draft: Draft
+    payload: bytes
+    metadata: bytes
+    after: bytes
+    context: bytes | None
+
+
+def prepare(drafts: Sequence[Draft], names: set[tuple[str, str]]) -> list[Prepared]:
+    """The drafts of one request in bytes.
+
+    Args:
+        drafts: Of the request.
+        names: Pairs of topic and type that were checked before: they recur.
+
+    Raises:
+        Invalid, TooLarge: something in a draft that the protocol does not allow.
+    """
+    prepared: list[Prepared] = []
+    for draft in drafts:
+        if not isinstance(draft, Draft):
+            raise Invalid(f"{draft!r:.80} is not a Draft")
+        aggregate_id = draft.aggregate_id
+        # Looked at in full only when something about it is out of the ordinary.
+        if (
+            draft.id is not None
+            or type(aggregate_id) is not str
+            or not aggregate_id.isascii()
+            or not aggregate_id.isprintable()
+            or not 0 < len(aggregate_id) < 1000
+            or draft.context is not None
+            or draft.after
+            or draft.schema_version is not FIRST_VERSION
+            or type(draft.topic) is not str
+            or type(draft.type) is not str
+            or (draft.topic, draft.type) not in names
+        ):
+            check_draft(draft)
+            draft = _plain_names(draft)
+            if len(names) > NAMES_MAX:
+                names.clear()
+            names.add((draft.topic, draft.type))
+        payload = encode_payload(draft.data)
+        metadata = encode_metadata(draft.metadata) if draft.metadata else b""
+        after = keys_bytes(Key(*cause) for cause in draft.after) if draft.after else b""
+        context: bytes | None = None
+        if draft.context is not None:
+            context = vector_bytes(draft.context)
+            if len(context) > CONTEXT_BYTES_MAX:
+                raise TooLarge(f"the context has {len(context)} bytes; at most {CONTEXT_BYTES_MAX} are allowed")
+        prepared.append(Prepared(draft, payload, metadata, after, context))
+    return prepared
+
+
+def _plain_names(draft: Draft) -> Draft:
+    """A draft whose names are `str` itself: an enumeration's member, say, is stored and hashed as its text."""
+    names = (draft.topic, draft.type, draft.aggregate_id, draft.id)
+    if all(type(name) is str or name is None for name in names):
+        return draft
+    return msgspec.structs.replace(
+        draft,
+        topic=draft.topic[:],
+        type=draft.type[:],
+        aggregate_id=draft.aggregate_id[:],
+        id=draft.id and draft.id[:],
+    )
+
+
+def check(ledger: Ledger, prepared: Sequence[Prepared], facts: Facts, changes: Changes) -> dict[str, Stored]:
+    """That the drafts of one request can be written; gives the events of those that are in the log already, by id.
+
+    Raises:
+        IdReused, TooLarge, CauseUnknown: nothing of the request may be written.
+    """
+    repeats: dict[str, Stored] = {}
+    digests: dict[str, bytes] = {}
+    for draft, payload, metadata, after, _ in prepared:
+        if after:
+            for cause in draft.after:
+                if Key(*cause) not in ledger:
+                    raise CauseUnknown(f"`after` names {tuple(cause)}, which this store has never seen")
+        if draft.context is not None:
+            for origin, seq in draft.context.items():
+                cause = Key(draft.topic, origin, seq)
+                # A void one is in the context of whatever was released in its stead, so a caller may have read it.
+                if cause not in ledger and cause not in ledger.voids:
+                    raise CauseUnknown(f"the context names {origin}:{seq}, which this store has never seen")
+        else:
+            known = ledger.known((draft.topic, draft.aggregate_id), facts, changes)
+            # Few writers cannot reach the limit, so few are not measured.
+            if (
+                known is not None
+                and len(known.last) > 100
+                and len(vector_bytes(known.last)) > CONTEXT_BYTES_MAX - ORIGIN_BYTES_MAX
+            ):
+                raise TooLarge(
+                    f"the aggregate {draft.aggregate_id!r:.80} has {len(known.last)} writers, too many to name",
+                    hint="pass Draft.context with those that you have read",
+                )
+        if (id := draft.id) is None:
+            continue
+        digest = content_hash(draft.topic, draft.type, draft.aggregate_id, payload, metadata, draft.schema_version)
+        if (repeat := changes.ids.get(id) or facts.by_id(id)) is not None:
+            repeats[id] = repeat
+            digests.setdefault(id, event_content_hash(repeat.event))
+        if digests.setdefault(id, digest) != digest:
+            raise IdReused(f"the id {id!r} belongs to an event with other content")
+    return repeats
+
+
+def write(
+    turn: Turn, prepared: Sequence[Prepared], repeats: Mapping[str, Stored], *, now_ms: int, traceparent: str
+) -> None:
+    """Number the drafts that `check` passed, and put them at the end of the log.
+
+    Args:
+        turn: Of the request.
+        prepared: The drafts.
+        repeats: What `check` gave.
+        now_ms: The wall clock.
+        traceparent: W3C trace context that the events carry.
+    """
+    ledger, changes, facts = turn.ledger, turn.changes, turn.facts
+    stored = turn.appended
+    if len(repeats) and all(each.draft.id in repeats for each in prepared):
+        stored.extend(repeats[each.draft.id or ""] for each in prepared)
+        turn.topics.update(each.draft.topic for each in prepared)
+        return
+    origin, log, now = ledger.own_origin(), ledger.log, now_ms << 16
+    aggregates, rows, waiting = ledger.aggregates, changes.rows, ledger.waiting
+    new_ids = iter(ledger.new_ids(sum(each.draft.id is None for each in prepared), now_ms))
+    clock, position = ledger.at_packed, ledger.position
+    topic, stream = "", Stream()
+    for draft, payload, metadata, after, context in prepared:
+        id = draft.id
+        if id is None:
+            id = next(new_ids)
+        elif (repeat := repeats.get(id) or changes.ids.get(id)) is not None:
+            stored.append(repeat)
+            turn.topics.add(draft.topic)
+            continue
+        if draft.topic != topic:
+            topic = draft.topic
+            stream = ledger.stream(topic, origin)
+            changes.streams.add((topic, origin))
+            turn.topics.add(topic)
+        aggregate_id = draft.aggregate_id
+        fork = (topic, aggregate_id)
+        known = aggregates.get(fork)
+        if known is None:
+            known = aggregates[fork] = ledger.known(fork, facts, changes) or Known({}, 0)
+        last = known.last
+        if context is None:
+            context = vector_bytes(last) if last else b""
+            latest = known.at_packed
+        else:
+            latest = _latest_in(turn, draft, known)
+        if after:
+            latest = max(latest, turn.latest(Key(*cause) for cause in draft.after))
+        # A clock that stands at its end stays there: an event from afar must not stop the writing.
+        clock = min(max(now, clock, latest) + 1, COUNTER_MAX)
+        seq = stream.last + 1
+        event = Event(
+            id, topic, draft.type, aggregate_id, payload, metadata,
+            origin, seq, last.get(origin, 0), context, after, clock, draft.schema_version, traceparent,
+        )  # fmt: skip
+        hash = sha256(_encode(event)).digest()
+        stream.add(seq, hash)
+        position += 1
+        rows.append(Row(position, event, hash, False))
+        here = Stored(event, position, log)
+        stored.append(here)
+        turn.fresh += 1
+        if draft.id is not None:
+            changes.ids[id] = here
+        last[origin] = seq
+        if known.at_packed < clock:
+            known.at_packed = clock
+        if waiting:
+            ledger.at_packed, ledger.position = clock, position
+            turn.release(event.key)
+            position = ledger.position
+        stream.at_packed = clock
+    ledger.at_packed, ledger.position = clock, position
+
+
+def _latest_in(turn: Turn, draft: Draft, known: Known) -> int:
+    """The greatest hybrid time in the context that a caller gave."""
+    assert draft.context is not None
+    if not draft.context:
+        return 0
+    if dict(draft.context) == known.last:  # nothing came between the reading and the writing
+        return known.at_packed
+    return turn.latest(Key(draft.topic, origin, seq) for origin, seq in draft.context.items())

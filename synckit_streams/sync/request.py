@@ -1,0 +1,58 @@
+"""One call of `EventStore.append`, decided: first the drafts, then what was received, then what is void."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from synckit_streams.model.clock import Key
+from synckit_streams.model.event import Draft, Offset, Stored
+from synckit_streams.model.exchange import Arrival
+from synckit_streams.sync import arrivals, drafts
+from synckit_streams.sync.changes import Changes
+from synckit_streams.sync.drafts import Prepared
+from synckit_streams.sync.facts import Facts
+from synckit_streams.sync.ledger import Ledger
+from synckit_streams.sync.turn import Turn
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What was asked; see `EventStore.append` for the arguments."""
+
+    drafts: Sequence[Draft] = ()
+    received: Sequence[Arrival] = ()
+    now_ms: int
+    offsets: Mapping[str, Offset] = {}
+    voids: Sequence[Key] = ()
+    forget: Sequence[str] = ()
+    traceparent: str = ""
+
+    @property
+    def events(self) -> int:
+        """How many events it brings."""
+        return len(self.drafts) + len(self.received)
+
+
+def decide(
+    request: Request,
+    prepared: Sequence[Prepared],
+    repeats: Mapping[str, Stored],
+    ledger: Ledger,
+    facts: Facts,
+    changes: Changes,
+) -> Turn:
+    """Do what a request asks. Its drafts have passed `drafts.prepare` and `drafts.check`, so nothing raises here."""
+    turn = Turn(ledger, facts, changes)
+    if ledger.ripe:
+        turn.ripen()
+    if prepared:
+        drafts.write(turn, prepared, repeats, now_ms=request.now_ms, traceparent=request.traceparent)
+    if request.forget:
+        arrivals.forget(turn, request.forget)
+    if request.received:
+        arrivals.receive(turn, request.received)
+    if request.voids:
+        arrivals.declare_void(turn, request.voids)
+    changes.offsets.update(request.offsets)
+    return turn
