@@ -18,6 +18,7 @@ from synckit_streams.ports.projection import Projection
 from synckit_streams.ports.store import EventStore
 from synckit_streams.ports.telemetry import Observer, Synced
 from synckit_streams.runtime.autosync import AutoSync
+from synckit_streams.runtime.door import Door, open_door
 from synckit_streams.runtime.driver import Driver, Settings, Silence, World
 from synckit_streams.runtime.envelope import PACKINGS
 from synckit_streams.runtime.link import Link, Session, link_name
@@ -127,6 +128,7 @@ class SyncNode:
         self._interval_s = 30.0
         self._timeout_s = 30.0
         self._opened = False
+        self._door: Door | None = None
 
     # --- opening and closing -----------------------------------------------------------------------------------------
 
@@ -153,11 +155,14 @@ class SyncNode:
         """
         await self._driver.open()
         self._opened = True
+        self._door = await open_door(self, [link.name for link in self._links])
         return self
 
     async def close(self) -> None:
         """Stop auto-sync, let go of the brokers, and close the store cleanly. May be called twice."""
         await self.stop_auto_sync()
+        if self._door is not None:
+            await self._door.close()
         for link in self._links:
             await link.close()
         self._opened = False
