@@ -21,6 +21,7 @@ import base64
 import itertools
 import json
 import logging
+import math
 import re
 import secrets
 import ssl
@@ -64,7 +65,6 @@ SERVER_VERSION_MIN = (2, 10)
 WINDOW_MESSAGES = 512
 WINDOW_BYTES = 4 * 1024 * 1024
 """What may be published and not yet acknowledged."""
-TRANSMISSIONS_MAX = 4
 PULL_BYTES = 4 * 1024 * 1024
 PULL_EXPIRES_S = 30.0
 READER_IDLE_S = 60.0
@@ -83,6 +83,8 @@ _NANO = 1_000_000_000
 
 # Codes of the JetStream API, from nats-server's errors.json.
 _NO_STREAM, _NO_MESSAGE, _NAME_TAKEN, _TOO_LARGE, _NOT_ENABLED = 10059, 10037, 10058, 10054, {10039, 10076}
+# A cluster without a leader, or a stream without its servers. The code 503 alone also stands for a stream that is full.
+_TRANSIENT = {10003, 10008, 10009, 10118}
 
 
 class NatsOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -190,58 +192,56 @@ _OnAnswer: TypeAlias = "Callable[[str, Msg | ConnectorError], None]"
 
 
 class _Wire:
-    """One connection with all that waits for an answer on it; goes down and comes up, until it is gone for good."""
+    """One connection, with all that waits for an answer on it. Once it is gone it does not come back: make another.
+
+    nats-py's own reconnection is not used. It keeps what was published meanwhile, and sends it later without telling;
+    and it leaks a socket for each attempt at which the server answers but does not let it in.
+    """
 
     def __init__(self, address: _Address, options: NatsOptions, tls: ssl.SSLContext | None) -> None:
         self._address = address
         self._options = options
+        self._tls = tls
         self._loop = asyncio.get_running_loop()
         self._waiting: dict[str, _OnAnswer] = {}
         self._tokens = itertools.count()
         self._subscriptions: set[Subscription] = set()
-        self._up = asyncio.Event()
         self._cause: Exception | None = None
         self._failures = 0
-        self._failed: asyncio.Future[None] | None = None
-        self._give_up: asyncio.TimerHandle | None = None
-        self._ending: asyncio.Task[None] | None = None
-        self._tls = tls
+        self._failed = self._loop.create_future()
         self._encrypted = False
         """Whether the present attempt to connect came to an encrypted connection."""
+        self._ending: asyncio.Task[None] | None = None
         self.client = _new_client(self._note_encryption)
         self.inbox = ""
         self.gone: ConnectorError | None = None
-        """Set when it will not come up again."""
-        self.downs = 0
-        """How often it was lost."""
+        self.gone_at = 0.0
         self.readers: set[_Pull] = set()
 
-    # ---------------------------------------------------------------------------------------------- up, down and gone
+    # ------------------------------------------------------------------------------------------------ coming and going
 
     async def connect(self) -> None:
         """Connect to one of the servers, within `CONNECT_S`."""
-        self._failed = self._loop.create_future()
         attempt = self._loop.create_task(self.client.connect(**self._settings()))
         try:
             # nats-py alone would try for ever; one failure of each server is enough to know.
             await asyncio.wait({attempt, self._failed}, timeout=CONNECT_S, return_when=asyncio.FIRST_COMPLETED)
-            if not attempt.done():
-                raise self._unavailable("no server could be reached")
-            # A server that hangs up during the handshake is told apart only by this.
-            if (error := attempt.exception()) or not self.client.is_connected:
-                self._cause = error if isinstance(error, Exception) else self._cause
-                raise self._unavailable("the connection could not be made")
+            if attempt.done():
+                attempt.result()
+            # A server that hangs up in the middle of the handshake is told apart only by the second.
+            if not attempt.done() or not self.client.is_connected:
+                raise self._unavailable("no connection")
             if self._address.tls and not self._encrypted:
                 raise _no_tls(self._address)
-            self._failed = None
             self.inbox = self.client.new_inbox() + "."
-            self._up.set()
             await self.subscribe(self.inbox + "*", self._on_answer)
-        except BaseException:
+        except BaseException as error:
             attempt.cancel()
             await asyncio.gather(attempt, return_exceptions=True)
-            await self.close(self._unavailable("the connection could not be made"))
-            raise
+            await self.close(self._unavailable("no connection"))
+            if isinstance(error, ConnectorError) or not isinstance(error, Exception):
+                raise
+            raise _translate(error, f"no connection to {self._address}") from error
 
     def _settings(self) -> dict[str, Any]:
         options = self._options
@@ -250,11 +250,10 @@ class _Wire:
             "name": "synckit-streams",
             "error_cb": self._on_error,
             "disconnected_cb": self._on_down,
-            "reconnected_cb": self._on_up,
-            "closed_cb": self._on_closed,
+            "closed_cb": self._on_down,
             "connect_timeout": max(1, int(CONNECT_S) // len(self._address.servers)),
             "reconnect_time_wait": RECONNECT_PAUSE_S,
-            "max_reconnect_attempts": -1,  # we give up ourselves, by the clock
+            "max_reconnect_attempts": -1,
             "ping_interval": 20,
             # Far above our window: nats-py swallows a cancellation that meets it while it waits for its own buffer.
             "pending_size": 256 * 1024 * 1024,
@@ -280,33 +279,21 @@ class _Wire:
     def _note_encryption(self) -> None:
         self._encrypted = True
 
-    async def ready(self) -> None:
-        """Return when it is up, or raise why it is gone; the clock that was set when it went down sees to that."""
-        while self.gone is None and not self.client.is_connected:
-            # nats-py calls back a little later than it changes its state, and not at all if its close fails half-way.
-            if self.client.is_closed:
-                self._end(self._unavailable("the connection was closed"))
-            else:
-                self._down()
-                await self._up.wait()
-        if self.gone is not None:
-            raise self.gone
-
     async def close(self, why: ConnectorError) -> None:
         """End it, and return when nothing of it is left."""
         self._end(why)
         if self._ending is not None:
-            await asyncio.shield(self._ending)
+            await asyncio.wait({self._ending})
 
     def _end(self, why: ConnectorError) -> None:
-        if self.gone is None:
-            self.gone = why
-        if self._give_up is not None:
-            self._give_up.cancel()
-        self._tell(self.gone)
-        self._up.set()
-        if self._ending is None:
-            self._ending = self._loop.create_task(self._close_client())
+        if self.gone is not None:
+            return
+        self.gone = why
+        self.gone_at = self._loop.time()
+        self._ending = self._loop.create_task(self._close_client())
+        self._tell(why)
+        for reader in list(self.readers):
+            reader.break_off(why.message)
 
     async def _close_client(self) -> None:
         # Ours first: when the socket is already dead, nats-py's close stops half-way and would leave their tasks.
@@ -318,59 +305,31 @@ class _Wire:
             await asyncio.sleep(0)
 
     def _tell(self, error: ConnectorError) -> None:
+        """Everybody who waits for an answer gets this one."""
         waiting, self._waiting = self._waiting, {}
         for token, on_answer in waiting.items():
             on_answer(token, error)
-        for reader in list(self.readers):
-            reader.break_off(error.message)
 
     def _unavailable(self, what: str) -> ConnectorError:
-        return _translate(self._cause, f"{what} at {self._address}")
+        return _translate(self._cause, f"{what} to {self._address}")
 
     async def _on_error(self, error: Exception) -> None:
         log.debug("%s: %s", self._address, error)
-        self._cause = error
+        # A server that does not let us in may also just hang up at the next try; the first says more.
+        if not isinstance(self._unavailable("no connection"), Unauthorised):
+            self._cause = error
         self._encrypted = False
         self._failures += 1
-        if self._failed is not None and not self._failed.done() and self._failures >= len(self._address.servers):
+        if self._failures >= len(self._address.servers) and not self._failed.done():
             self._failed.set_result(None)
         if "permissions violation" in str(error).lower():
             # It does not say whose request that was, so everyone who waits hears it.
-            waiting, self._waiting = self._waiting, {}
-            for token, on_answer in waiting.items():
-                on_answer(token, _translate(error, f"not allowed at {self._address}"))
+            self._tell(_translate(error, f"not allowed at {self._address}"))
 
     async def _on_down(self) -> None:
-        self.downs += 1
-        self._encrypted = False
-        if self.gone is None:
-            self._down()
-            self._tell(self._lost())
-
-    def _down(self) -> None:
-        self._up.clear()
-        if self._give_up is None:
-            self._give_up = self._loop.call_later(self._options.timeout_s, self._on_late)
-
-    def _lost(self) -> Unavailable:
-        return Unavailable(f"the connection to {self._address} was lost")
-
-    def _on_late(self) -> None:
-        self._end(self._unavailable(f"the connection was lost and not back within {self._options.timeout_s:g} s"))
-
-    async def _on_up(self) -> None:
-        if self._give_up is not None:
-            self._give_up.cancel()
-            self._give_up = None
-        self._cause = None
-        if self._address.tls and not self._encrypted:
-            self._end(_no_tls(self._address))
-        self._up.set()
-
-    async def _on_closed(self) -> None:
-        # Also the server's doing: it closes with an error that nats-py does not come back from.
+        # Lost, or closed by the server with an error that nats-py does not come back from.
         self._cause = self.client.last_error or self._cause
-        self._end(self._unavailable("the connection was closed"))
+        self._end(Unavailable(f"the connection to {self._address} was lost: {self._cause or 'closed'}"))
 
     # ------------------------------------------------------------------------------------------- asking and answering
 
@@ -395,7 +354,10 @@ class _Wire:
     ) -> None:
         """Hand one message to the connection. It never waits."""
         if not self.client.is_connected:
-            raise self._lost()
+            # nats-py calls back a little later than it changes its state, and not at all if its close fails half-way.
+            self._end(Unavailable(f"the connection to {self._address} was lost"))
+        if self.gone is not None:
+            raise self.gone
         try:
             await self.client.publish(subject, body, reply=reply, headers=headers)
         except _nats_errors().Error as error:
@@ -468,8 +430,11 @@ class _Sending:
     """The messages of one `send`, each until it is acknowledged. Survives connections."""
 
     def __init__(self, messages: Sequence[_Outgoing], options: NatsOptions) -> None:
+        self._loop = asyncio.get_running_loop()
         self._messages = messages
-        self._patience_s = options.timeout_s / TRANSMISSIONS_MAX
+        self._timeout_s = options.timeout_s
+        # A few transmissions fit into the time-out.
+        self._patience_s = options.timeout_s / 4
         self._queue = deque(range(len(messages)))
         self._flying: dict[str, tuple[int, float]] = {}
         """Token -> (which, until when an answer is awaited), the oldest first."""
@@ -478,8 +443,7 @@ class _Sending:
         self._woken = asyncio.Event()
         self._stop: ConnectorError | None = None
         """Why this connection, or this stream, is of no more use."""
-        self._why: ConnectorError | None = None
-        """The last thing that kept a message from being acknowledged."""
+        self._progress_at = self._loop.time()
         self.last = 0
         """Greatest position that was acknowledged."""
         self.refused: SyncKitError | None = None
@@ -488,6 +452,11 @@ class _Sending:
     @property
     def done(self) -> bool:
         return not self._queue and not self._flying
+
+    @property
+    def stuck(self) -> bool:
+        """Whether nothing was acknowledged for `timeout_s`."""
+        return self._loop.time() - self._progress_at >= self._timeout_s
 
     async def run(self, wire: _Wire) -> None:
         """Publish until all are acknowledged, or raise why connection and stream have to be looked at again."""
@@ -511,12 +480,10 @@ class _Sending:
             self._flying_bytes = 0
 
     async def _fill(self, wire: _Wire) -> None:
-        until = asyncio.get_running_loop().time() + self._patience_s
+        until = self._loop.time() + self._patience_s
         while self._queue and len(self._flying) < WINDOW_MESSAGES and self._flying_bytes < WINDOW_BYTES:
             which = self._queue[0]
             message = self._messages[which]
-            if self._transmissions[which] == TRANSMISSIONS_MAX:
-                raise self._why or Timeout(f"message {message.id!r} was sent {TRANSMISSIONS_MAX} times, never answered")
             token = wire.expect(self._on_ack)
             try:
                 await wire.publish(message.subject, message.body, reply=wire.inbox + token, headers=message.headers)
@@ -543,7 +510,7 @@ class _Sending:
             self._woken.set()
 
     def _again(self, which: int, why: ConnectorError) -> None:
-        self._stop = self._why = why
+        self._stop = why
         self._queue.append(which)
 
     def _judge(self, which: int, answer: Msg) -> None:
@@ -559,18 +526,21 @@ class _Sending:
                     hint="it was not stored; a message that is published again needs a new id",
                 )
             self.last = max(self.last, ack.seq)
+            self._progress_at = self._loop.time()
         except ConnectorError as error:
             refused = error
         self.refused = self.refused or refused
 
     def _send_late_again(self, wire: _Wire) -> None:
-        now = asyncio.get_running_loop().time()
+        now = self._loop.time()
         late = [token for token, (_, until) in self._flying.items() if until <= now]
         for token in late:
             wire.forget(token)
             which, _ = self._flying.pop(token)
             self._flying_bytes -= self._messages[which].size
             self._queue.append(which)
+        if late and self.stuck:
+            raise Timeout(f"{len(late)} messages were not acknowledged within {self._timeout_s:g} s")
 
 
 class _Got(NamedTuple):
@@ -947,8 +917,7 @@ class NatsConnector:
         self._tls = _tls_context(self.options) if _wants_tls_context(self._address, self.options) else None
         self._opened = False
         self._wire: _Wire | None = None
-        self._connecting = asyncio.Lock()
-        self._known: tuple[_Wire, int] | None = None
+        self._attempt: asyncio.Task[_Wire] | None = None
         self._made: set[str] = set()
         self._pulls: set[_Pull] = set()
         self._bytes_max = 1024 * 1024 - OVERHEAD_BYTES
@@ -979,40 +948,53 @@ class NatsConnector:
         pulls, self._pulls = self._pulls, set()
         for pull in pulls:
             await pull.leave()
+        if self._attempt is not None:
+            self._attempt.cancel()
+            await asyncio.wait({self._attempt})
         wire, self._wire = self._wire, None
-        self._known = None
         if wire is not None:
             await wire.close(_not_open(self._address))
 
     async def _ready(self) -> _Wire:
-        """A connection that is up."""
+        """A connection; a new one if the last was lost."""
         if not self._opened:
             raise _not_open(self._address)
         if self._wire is None or self._wire.gone is not None:
-            async with self._connecting:
-                await self._connect()
-        wire = self._wire
-        if wire is None:
-            raise _not_open(self._address)
-        await wire.ready()
-        if self._known != (wire, wire.downs):
-            # Another server may answer now, with other streams.
-            self._known = (wire, wire.downs)
-            self._made.clear()
-            self._bytes_max = wire.client.max_payload - OVERHEAD_BYTES
-        return wire
+            # One attempt for all who want it. Who is cancelled while waiting does not cancel it for the others.
+            attempt = self._attempt
+            if attempt is None:
+                attempt = self._attempt = asyncio.get_running_loop().create_task(self._connect())
+                attempt.add_done_callback(lambda done: done.cancelled() or done.exception())  # perhaps nobody waits
+            await asyncio.wait({attempt})
+            if attempt.cancelled():
+                raise _not_open(self._address)
+            return attempt.result()
+        return self._wire
 
-    async def _connect(self) -> None:
-        if not self._opened or (self._wire is not None and self._wire.gone is None):
-            return
-        if self._wire is not None:
-            await self._wire.close(_not_open(self._address))
-        wire = _Wire(self._address, self.options, self._tls)
-        await wire.connect()
-        if self._opened:
-            self._wire = wire
-        else:  # closed while we connected
-            await wire.close(_not_open(self._address))
+    async def _connect(self) -> _Wire:
+        loop = asyncio.get_running_loop()
+        # The first connection has one try. One that was lost has `timeout_s` to come back; after that, one try again.
+        until = 0.0 if self._wire is None else self._wire.gone_at + self.options.timeout_s
+        try:
+            if self._wire is not None:
+                await self._wire.close(_not_open(self._address))
+            while True:
+                wire = _Wire(self._address, self.options, self._tls)
+                try:
+                    await wire.connect()
+                except Unavailable:
+                    if loop.time() >= until:
+                        raise
+                    await asyncio.sleep(RECONNECT_PAUSE_S)
+                else:
+                    break
+        finally:
+            self._attempt = None
+        # Another server may answer now, with other streams.
+        self._made.clear()
+        self._bytes_max = wire.client.max_payload - OVERHEAD_BYTES
+        self._wire = wire
+        return wire
 
     def _check_version(self, wire: _Wire) -> None:
         version = wire.client.connected_server_version
@@ -1054,11 +1036,10 @@ class NatsConnector:
     async def _ask(self, what: str, body: object = None) -> _Answer:
         """Ask the JetStream API; once more if the connection was lost meanwhile, since asking changes nothing."""
         wire = await self._ready()
-        downs = wire.downs
         try:
             return await wire.ask(what, body)
         except Unavailable:
-            if wire.downs == downs and wire.gone is None:
+            if wire.gone is None:
                 raise
         return await (await self._ready()).ask(what, body)
 
@@ -1116,18 +1097,20 @@ class NatsConnector:
 
     async def send(self, topic: str, messages: Sequence[Message]) -> Mapping[int, int]:
         """See `Connector.send`. The messages that are not refused are stored, whatever happens to the others."""
-        wire = await self._ready()
+        await self._ready()
         name = _stream_name(topic)
         sending = _Sending([self._outgoing(name, message) for message in messages], self.options)
         while not sending.done:
-            await self._made_stream(name)
+            wire = await self._ready()
             try:
+                await self._made_stream(name)
                 await sending.run(wire)
             except Unavailable as error:
+                if sending.stuck:
+                    raise
                 log.debug("%s: publishing again: %s", name, error.message)
                 self._made.discard(name)
                 await asyncio.sleep(RECONNECT_PAUSE_S)
-                wire = await self._ready()
         if sending.refused is not None:
             raise sending.refused
         return {0: sending.last} if messages else {}
@@ -1253,6 +1236,8 @@ def _options(given: dict[str, object]) -> NatsOptions:
         raise ConfigError(f"a wrong option for the NATS connector: {error}") from None
     if not 1 <= options.replicas <= 5:
         raise ConfigError(f"replicas={options.replicas}: from 1 to 5 are possible")
+    if not all(map(math.isfinite, (options.max_age_s, options.duplicate_window_s, options.timeout_s))):
+        raise ConfigError("a time for ever, or none at all: leave the option out")
     if not 0.1 <= options.heartbeat_s <= PULL_EXPIRES_S / 2:
         raise ConfigError(f"heartbeat_s={options.heartbeat_s:g}: from 0.1 to {PULL_EXPIRES_S / 2:g} s are possible")
     if options.timeout_s <= 0 or options.max_age_s < 0 or options.duplicate_window_s < 0:
@@ -1323,7 +1308,7 @@ def _refusal(error: _ApiError, what: str) -> SyncKitError:
         return Rejected(text, hint="start the server with JetStream: nats-server -js")
     if error.err_code == _TOO_LARGE:
         return TooLarge(text, hint="raise the stream's max_msg_size")
-    return Unavailable(text) if error.code == 503 else Rejected(text)
+    return Unavailable(text) if error.err_code in _TRANSIENT else Rejected(text)
 
 
 def _decode(decoder: Callable[[bytes], _T], raw: bytes, what: str) -> _T:
