@@ -136,6 +136,9 @@ class Ledger:
                 keys.append(Key(event.topic, event.origin, event.seq))
             else:
                 ids.append(event.id)
+                fork = (event.topic, event.aggregate_id)
+                if fork not in aggregates:
+                    forks[fork] = None
         return Wants(ids, keys, list(forks))
 
     def missing(self, event: Event) -> Key | None:

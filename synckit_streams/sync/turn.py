@@ -18,7 +18,7 @@ from synckit_streams.model.codec import event_content_hash, event_hash
 from synckit_streams.model.event import Event, Stored
 from synckit_streams.model.exchange import AppendResult, PlaceRun, Reuse, Summary
 from synckit_streams.sync.changes import Changes, Row
-from synckit_streams.sync.facts import Facts, Known
+from synckit_streams.sync.facts import Facts, Fork, Known
 from synckit_streams.sync.ledger import Ledger
 
 
@@ -40,6 +40,7 @@ class Turn:
         self.quarantined: list[str] = []
         self.twins: list[tuple[Key, str]] = []
         self.reused: list[Reuse] = []
+        self.conflicts: dict[Fork, None] = {}
         self.runs: list[PlaceRun] = []
 
     def result(self, summaries: Mapping[str, Summary]) -> AppendResult:
@@ -58,6 +59,7 @@ class Turn:
             quarantined=tuple(self.quarantined),
             twins=tuple(self.twins),
             reused=tuple(self.reused),
+            conflicts=tuple(self.conflicts),
             runs=tuple(self.runs),
             summaries={topic: summaries[topic] for topic in self.topics},
         )
@@ -92,8 +94,18 @@ class Turn:
         if stream.at_packed < event.at_packed:
             stream.at_packed = event.at_packed
         changes.streams.add((topic, origin))
+        self._meet(event)
         self._append(event, hash)
         self._learn(event)
+
+    def _meet(self, event: Event) -> None:
+        """Note whether the aggregate holds an event that this one's writer did not know."""
+        fork = (event.topic, event.aggregate_id)
+        known = self.ledger.known(fork, self.facts, self.changes)
+        if known is not None:
+            context = event.context
+            if any(seq > context.get(origin, 0) for origin, seq in known.last.items()):
+                self.conflicts[fork] = None
 
     def _learn(self, event: Event) -> None:
         """What the event's aggregate has seen now."""
