@@ -213,12 +213,12 @@ class Seen:
             if not isinstance(flat, list) or not all(type(number) is int for number in flat):
                 raise Invalid(f"the intervals of {origin!r:.80} are not a list of integers")
             intervals = tuple(zip(flat[::2], flat[1::2], strict=False))
-            previous = -1
+            previous = -1  # so that the first may be 1
             for first, last in intervals:
                 if not previous + 1 < first <= last <= COUNTER_MAX:
                     raise Invalid(f"the intervals of {origin!r} are not ascending and disjoint")
                 previous = last
-            if len(flat) % 2 or not intervals or intervals[0][0] < 1:
-                raise Invalid(f"the intervals of {origin!r} are not pairs of numbers from 1")
+            if len(flat) % 2 or not intervals:
+                raise Invalid(f"the intervals of {origin!r} are not pairs of numbers")
             ranges[origin] = intervals
         return cls(ranges)

@@ -258,6 +258,13 @@ def test_a_packed_time_outside_63_bits_is_refused(packed: int) -> None:
         HybridTime.from_packed(packed)
 
 
+def test_the_edges_of_numbers_are_allowed() -> None:
+    assert HybridTime.from_packed(0) == HybridTime(0, 0)
+    assert HybridTime.from_packed(COUNTER_MAX) == HybridTime(WALL_MS_MAX, 65_535)
+    keys = (Key("t", "a", 1), Key("t", "a", COUNTER_MAX))
+    assert keys_from_bytes(keys_bytes(keys)) == keys
+
+
 def test_the_next_packed_time_carries_into_the_next_millisecond() -> None:
     assert HybridTime.from_packed(HybridTime(5, 65_535).packed + 1) == HybridTime(6, 0)
 

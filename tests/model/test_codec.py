@@ -321,7 +321,7 @@ def test_whatever_a_store_may_hold_is_taken(event: Event) -> None:
         pytest.param({"origin": "a\0"}, id="NUL in the origin"),
         pytest.param({"origin": "x" * 256}, id="a long origin"),
         pytest.param({"payload": b"x" * 1_000_001}, id="a large payload"),
-        pytest.param({"metadata_json": b"x" * 16_385}, id="large metadata"),
+        pytest.param({"metadata_json": b'{"a":"' + b"x" * 16_377 + b'"}'}, id="large metadata"),
         pytest.param({"metadata_json": b"{"}, id="metadata cut off"),
         pytest.param({"metadata_json": b"[1]"}, id="metadata that are a list"),
         pytest.param({"metadata_json": b'{"a":"\xff"}'}, id="metadata that are not UTF-8"),
@@ -348,8 +348,21 @@ def test_what_no_peer_of_ours_sends_is_refused_with_a_reason(change: dict[str, A
     assert error.code in ("SK201", "SK203", "SK205")
 
 
+def test_limits_are_the_same_on_every_node() -> None:
+    """They are constants of the protocol; a node with another value would keep what the rest refuses."""
+    assert (codec.TOPIC_BYTES_MAX, codec.NODE_ID_BYTES_MAX, codec.NAME_BYTES_MAX) == (100, 64, 255)
+    assert (codec.AGGREGATE_ID_CHARS_MAX, codec.PAYLOAD_BYTES_MAX) == (10_000, 1_000_000)
+    assert (codec.METADATA_BYTES_MAX, codec.CONTEXT_BYTES_MAX) == (16_384, 16_384)
+    assert (codec.AFTER_KEYS_MAX, codec.TRACEPARENT_BYTES_MAX) == (64, 255)
+
+
 def test_limits_are_allowed_to_their_edge() -> None:
+    # An array of 66 pairs has a head of 3 bytes; each pair one, a string's head of 2, the string, and a number of one.
+    largest = VersionVector({f"{number:0>244}": 1 for number in range(65)} | {"x" * 257: 1})
+    assert len(largest.to_bytes()) == 3 + 65 * (1 + 2 + 244 + 1) + (1 + 3 + 257 + 1) == 16_385
+    largest = VersionVector({**largest, "x" * 257: 0, "x" * 256: 1})
     for change in (
+        {"context_bytes": largest.to_bytes()},
         {"payload": b"x" * codec.PAYLOAD_BYTES_MAX},
         {"metadata_json": codec.encode_metadata({"a": "x" * (codec.METADATA_BYTES_MAX - 8)})},
         {"seq": COUNTER_MAX, "prev": COUNTER_MAX - 1},

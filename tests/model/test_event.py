@@ -134,8 +134,11 @@ def test_nobody_can_change_what_others_read() -> None:
     EVENT.metadata["user"] = "other"
     assert EVENT.data == {"total": 5}
     assert EVENT.metadata == {"user": "u"}
+    for value, field in ((EVENT, "seq"), (Stored(EVENT, 7, "log-1"), "twin"), (Offset("log-1", 7), "position")):
+        with pytest.raises(AttributeError):
+            setattr(value, field, 1)
     with pytest.raises(AttributeError):
-        EVENT.seq = 1  # type: ignore[misc]
+        Draft("orders", "order.placed", "o-1").topic = "other"  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
@@ -188,3 +191,5 @@ def test_a_draft_needs_no_more_than_what_happened_to_what() -> None:
     draft = Draft(topic="orders", type="order.placed", aggregate_id="o-1")
     assert (draft.data, draft.metadata, draft.id, draft.context, draft.after) == (None, {}, None, None, ())
     assert draft.schema_version == 1
+    plain = Event("e", "orders", "order.placed", "o-1", b"{}", b"", "till-1@a", 1, 0, b"", b"", 1)
+    assert (plain.schema_version, plain.traceparent) == (1, "")

@@ -172,6 +172,7 @@ def test_the_largest_number_is_allowed() -> None:
     assert Dot("a", COUNTER_MAX) in seen
     assert Dot("a", COUNTER_MAX + 1) not in seen
     assert seen.minus(Seen.of([("a", 7)])).ranges == {"a": ((1, 6), (8, COUNTER_MAX))}
+    assert len(Seen.of([("a", COUNTER_MAX)])) == 1
 
 
 @pytest.mark.parametrize("seq", [0, -1, 2**63])
@@ -186,6 +187,7 @@ def test_a_key_is_not_taken_for_a_dot() -> None:
     assert Dot("orders", 1) in seen
     assert Key("orders", "till", 1) not in seen
     assert "orders" not in seen
+    assert seen != {"orders": ((1, 1),)}
 
 
 @given(SETS)
@@ -234,6 +236,12 @@ def test_intervals_obey_the_laws_of_sets(ours: frozenset[int], theirs: frozenset
 def test_an_added_interval_joins_what_it_touches(numbers: frozenset[int], first: int, length: int) -> None:
     added = frozenset(range(first, first + length + 1))
     assert add_interval(intervals_from(numbers), first, first + length) == intervals_from(numbers | added)
+
+
+def test_the_next_number_extends_the_last_interval_and_touches_no_other() -> None:
+    assert add_interval(((1, 2), (5, 6)), 7, 7) == ((1, 2), (5, 7))
+    assert add_interval(((1, 2), (5, 6)), 8, 9) == ((1, 2), (5, 6), (8, 9))
+    assert add_interval(((1, 2), (5, 6)), 3, 4) == ((1, 6),)
 
 
 def test_its_text_shows_the_runs() -> None:
