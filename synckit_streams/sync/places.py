@@ -1,6 +1,6 @@
 """Where in a broker's log each event was last read: what decides whether a peer will still come across it.
 
-Per origin, runs of consecutive numbers with their positions. Most runs are even (a frame of many events is one
+Per origin, runs of consecutive numbers with their positions. Nearly all runs are even (a frame of many events is one
 position; one event a message is a constant step), so a million events cost a few kilobytes.
 """
 
@@ -8,11 +8,71 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import count, groupby, repeat
+from operator import sub
+from typing import TypeAlias, overload
 
-from synckit_streams.model.seen import Interval, Intervals, Seen, union
+from synckit_streams.model.seen import Interval, Intervals, Seen, add_interval, union
 
 RUN_EVENTS_MAX = 8192
+"""Of a run whose positions are uneven; an even one has no limit."""
+
+
+class Same(Sequence[int]):
+    """One position, many times: the events of a frame."""
+
+    __slots__ = ("position", "times")
+
+    def __init__(self, position: int, times: int) -> None:
+        self.position = position
+        self.times = times
+
+    def __len__(self) -> int:
+        return self.times
+
+    def __iter__(self) -> Iterator[int]:
+        return repeat(self.position, self.times)
+
+    @overload
+    def __getitem__(self, at: int) -> int: ...
+    @overload
+    def __getitem__(self, at: slice) -> Same: ...
+    def __getitem__(self, at: int | slice) -> int | Same:
+        if isinstance(at, slice):
+            return Same(self.position, len(range(self.times)[at]))
+        if not -self.times <= at < self.times:
+            raise IndexError(at)
+        return self.position
+
+
+Positions: TypeAlias = "range | Same | array[int]"
+
+
+def even_parts(positions: Sequence[int]) -> list[Positions]:
+    """Positions as few even parts (a frame each, or a constant step), or in one piece if they are uneven."""
+    if isinstance(positions, range | Same):
+        return [positions]
+    total = len(positions)
+    if total == 1:
+        return [range(positions[0], positions[0] + 1)]
+    frames = [Same(position, len(list(each))) for position, each in groupby(positions)]
+    if 4 * len(frames) <= total or len(frames) == 1:
+        return [*frames]
+    steps = [(start, len(list(each))) for start, each in groupby(map(sub, positions, count()))]
+    if 4 * len(steps) <= total or len(steps) == 1:
+        parts: list[Positions] = []
+        behind = 0
+        for start, length in steps:
+            parts.append(range(start + behind, start + behind + length))
+            behind += length
+        return parts
+    step = positions[1] - positions[0]
+    if step > 1 and positions[-1] == positions[0] + step * (total - 1):
+        even = range(positions[0], positions[-1] + 1, step)
+        if all(map(int.__eq__, even, positions)):
+            return [even]
+    return [array("q", positions)]
 
 
 class Run:
@@ -20,12 +80,14 @@ class Run:
 
     __slots__ = ("first", "high", "low", "partition", "positions")
 
-    def __init__(self, first: int, positions: Sequence[int], partition: int) -> None:
+    def __init__(self, first: int, positions: Positions, partition: int) -> None:
         self.first = first
-        self.positions = positions if isinstance(positions, range) else _compact(positions)
+        self.positions = positions
         self.partition = partition
-        self.low = min(positions[0], positions[-1]) if isinstance(self.positions, range) else min(positions)
-        self.high = max(positions[0], positions[-1]) if isinstance(self.positions, range) else max(positions)
+        if isinstance(positions, array):
+            self.low, self.high = min(positions), max(positions)
+        else:
+            self.low, self.high = positions[0], positions[-1]
 
     @property
     def last(self) -> int:
@@ -51,45 +113,26 @@ class Run:
         return found
 
 
-class _Same(Sequence[int]):
-    """One position, many times: a frame."""
-
-    __slots__ = ("position", "times")
-
-    def __init__(self, position: int, times: int) -> None:
-        self.position = position
-        self.times = times
-
-    def __len__(self) -> int:
-        return self.times
-
-    def __getitem__(self, at: int | slice) -> int | _Same:  # type: ignore[override]
-        if isinstance(at, slice):
-            return _Same(self.position, len(range(*at.indices(self.times))))
-        return self.position
-
-
-def _compact(positions: Sequence[int]) -> Sequence[int]:
-    first, length = positions[0], len(positions)
-    if isinstance(positions, _Same) or positions[-1] == first == max(positions) == min(positions):
-        return _Same(first, length)
-    step = positions[1] - first
-    if step > 0 and positions[-1] == first + step * (length - 1):
-        even = range(first, first + step * length, step)
-        if all(a == b for a, b in zip(even, positions, strict=True)):
-            return even
-    return array("q", positions)
-
-
 class Places:
     """The runs of one link and topic."""
 
     def __init__(self) -> None:
         self._runs: dict[str, list[Run]] = {}
+        self._known: dict[str, Intervals] = {}
+        """Which numbers the runs hold."""
+        self._low: dict[int, int] = {}
+        """Per partition, a position that no event lies below."""
 
     def add(self, origin: str, first: int, positions: Sequence[int], partition: int) -> None:
         """A run that was just read; it takes the place of what was known of these events."""
-        run = Run(first, positions, partition)
+        self._known[origin] = add_interval(self._known.get(origin, ()), first, first + len(positions) - 1)
+        for part in even_parts(positions):
+            self._add(origin, Run(first, part, partition))
+            first += len(part)
+
+    def _add(self, origin: str, run: Run) -> None:
+        first, partition = run.first, run.partition
+        self._low[partition] = min(run.low, self._low.get(partition, run.low))
         runs = self._runs.setdefault(origin, [])
         if not runs or runs[-1].last < first:
             if runs and runs[-1].last == first - 1 and (joined := _join(runs[-1], run)) is not None:
@@ -111,15 +154,20 @@ class Places:
 
     def forget(self, partition: int) -> None:
         """The log of this partition was lost or put back."""
+        self._low.pop(partition, None)
         for origin, runs in list(self._runs.items()):
             kept = [run for run in runs if run.partition != partition]
             if kept:
                 self._runs[origin] = kept
+                self._known[origin] = union(tuple((run.first, run.last) for run in kept), ())
             else:
-                del self._runs[origin]
+                del self._runs[origin], self._known[origin]
 
     def at_or_past(self, wanted: Seen, positions: Mapping[int, int]) -> Seen:
         """Which of these events lie in the log at or past a position, given per partition; absent is the beginning."""
+        if all(low >= positions.get(partition, 0) for partition, low in self._low.items()):
+            # Nothing lies below: what is known is the answer, however many runs it is kept in.
+            return wanted.minus(wanted.minus(Seen(self._known)))
         found: dict[str, Intervals] = {}
         for origin, intervals in wanted.ranges.items():
             runs = self._runs.get(origin)
@@ -144,15 +192,18 @@ def _join(earlier: Run, later: Run) -> Run | None:
     if earlier.partition != later.partition:
         return None
     ours, theirs = earlier.positions, later.positions
-    if isinstance(ours, _Same) and isinstance(theirs, _Same) and ours.position == theirs.position:
-        return Run(earlier.first, _Same(ours.position, len(ours) + len(theirs)), earlier.partition)
+    if isinstance(ours, Same) and isinstance(theirs, Same) and ours.position == theirs.position:
+        return Run(earlier.first, Same(ours.position, len(ours) + len(theirs)), earlier.partition)
     if len(ours) == 1 or isinstance(ours, range):
         step = theirs[0] - ours[-1]
         goes_on = len(theirs) == 1 or (isinstance(theirs, range) and theirs.step == step)
         if step > 0 and goes_on and (not isinstance(ours, range) or len(ours) == 1 or ours.step == step):
             return Run(earlier.first, range(ours[0], theirs[-1] + 1, step), earlier.partition)
-    if isinstance(ours, _Same) and len(ours) > 64:
-        return None  # a large frame is small as it is
-    if len(ours) + len(theirs) <= RUN_EVENTS_MAX and len(theirs) <= 64:
-        return Run(earlier.first, array("q", [*ours, *theirs]), earlier.partition)
-    return None
+    if len(theirs) > 64 or len(ours) + len(theirs) > RUN_EVENTS_MAX:
+        return None
+    if isinstance(ours, array):
+        ours.extend(theirs)
+        earlier.low, earlier.high = min(earlier.low, later.low), max(earlier.high, later.high)
+        return earlier
+    # A large even run is small as it is.
+    return Run(earlier.first, array("q", [*ours, *theirs]), earlier.partition) if len(ours) <= 64 else None
