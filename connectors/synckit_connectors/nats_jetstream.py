@@ -485,15 +485,12 @@ class _Sending:
             which = self._queue[0]
             message = self._messages[which]
             token = wire.expect(self._on_ack)
-            try:
-                await wire.publish(message.subject, message.body, reply=wire.inbox + token, headers=message.headers)
-            except BaseException:
-                wire.forget(token)
-                raise
+            # Flying before it is published: when the connection turns out to be lost just then, it is told so.
             self._queue.popleft()
-            self._transmissions[which] += 1
             self._flying[token] = (which, until)
             self._flying_bytes += message.size
+            await wire.publish(message.subject, message.body, reply=wire.inbox + token, headers=message.headers)
+            self._transmissions[which] += 1
 
     def _on_ack(self, token: str, answer: Msg | ConnectorError) -> None:
         which, _ = self._flying.pop(token)
