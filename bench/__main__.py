@@ -75,7 +75,8 @@ def measure(chosen: list[Case], scale: Scale, where: Path | None, console: Conso
 
 def table(rows: list[Row]) -> Table:
     """The rows for a person."""
-    made = Table(title="synckit-streams, side by side", caption="other: the other side, or what is allowed. ratio: the larger the better")
+    made = Table(title="synckit-streams, side by side")
+    made.caption = "other: the other side, or what is allowed. ratio: the larger the better"
     for name, justify in (("row", "left"), ("ours", "right"), ("other", "right"), ("unit", "left")):
         made.add_column(name, justify=justify, no_wrap=name == "row")  # type: ignore[arg-type]
     made.add_column("ratio", justify="right")
