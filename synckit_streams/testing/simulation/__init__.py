@@ -1,0 +1,1 @@
+"""The simulator's parts; `synckit_streams.testing.simulator` is the door."""

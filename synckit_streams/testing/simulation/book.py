@@ -1,0 +1,91 @@
+"""What the simulation knows by itself: who wrote what, and what each client had read when it wrote.
+
+Nothing here asks the shipped code what it believes. A write's *reads* are the events of the aggregate that stood before
+it in its own writer's log (or those that the client was shown, when it passed a context on). Whoever read an event has
+it in his past; that decides which events are heads, and what must come before what.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from synckit_streams.model.clock import Key
+from synckit_streams.model.event import Event
+from synckit_streams.testing.simulation.disk import Disk
+
+
+@dataclass
+class Fact:
+    """One thing that a client wanted to write.
+
+    Args:
+        id: Of the event.
+        topic: See `Draft`.
+        aggregate_id: See `Draft`.
+        type: See `Draft`.
+        payload: The bytes that it must have in every log.
+        qty: What it adds, for the totals.
+        after: What it must come after.
+        read: What the client was shown; None when it left that to the store.
+        writers: On which machines it was tried.
+        acknowledged: Whether the client was told that it is durable.
+    """
+
+    id: str
+    topic: str
+    aggregate_id: str
+    type: str
+    payload: bytes
+    qty: int
+    after: tuple[Key, ...]
+    read: frozenset[Key] | None
+    writers: set[str] = field(default_factory=set)
+    acknowledged: bool = False
+
+
+class Book:
+    """See the module's text."""
+
+    def __init__(self) -> None:
+        self.facts: dict[str, Fact] = {}
+        self.reads: dict[Key, frozenset[Key]] = {}
+        """Per event: the events of its aggregate that its client had read."""
+        self.before: dict[Key, frozenset[Key]] = {}
+        """Per event: what must stand before it in every log."""
+        self.writes = 0
+        """Events that were numbered somewhere."""
+
+    def learn(self, disk: Disk, machine: str, origins: Iterable[str]) -> None:
+        """Look at what was added to a disk since the last look, before anything happens to it."""
+        mine = frozenset(origins)
+        for position, event in disk.rows(disk.learned):
+            disk.learned = position
+            history = disk.histories.setdefault((event.topic, event.aggregate_id), [])
+            fact = self.facts.get(event.id)
+            key = event.key
+            if key not in self.reads and fact is not None and machine in fact.writers and event.origin in mine:
+                self._write(key, fact, history)
+            history.append(key)
+
+    def _write(self, key: Key, fact: Fact, history: list[Key]) -> None:
+        self.writes += 1
+        read = frozenset(history) if fact.read is None else fact.read
+        previous = [each for each in history if each.origin == key.origin]
+        self.reads[key] = read
+        self.before[key] = read.union(fact.after, previous[-1:])
+
+    def heads(self, keys: Iterable[Key]) -> set[Key]:
+        """By brute force: those that no client had read who wrote another one of them."""
+        present = set(keys)
+        return present.difference(*(self.reads.get(key, frozenset()) for key in present))
+
+    def totals(self, ids: Iterable[str]) -> int:
+        """What these facts add up to, each once."""
+        return sum(self.facts[id].qty for id in set(ids) if id in self.facts)
+
+
+def same_content(fact: Fact, event: Event) -> bool:
+    """Whether an event in a log is the one that was written."""
+    written = (fact.topic, fact.type, fact.aggregate_id, fact.payload)
+    return (event.topic, event.type, event.aggregate_id, event.payload) == written

@@ -1,0 +1,226 @@
+"""Disks: what survives a node's process, can be copied, and fails when it is told to.
+
+A disk is either the memory store's own or an SQLite file; both are opened by the shipped store. It refuses to commit
+(full), fails on the way to the platter, or is the last thing that a crashing process touched, all through the stores'
+own probe.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from enum import Enum
+from pathlib import Path
+from typing import NamedTuple
+
+from synckit_streams.errors import StoreError, StoreFull
+from synckit_streams.model.clock import Key
+from synckit_streams.model.event import Event
+from synckit_streams.stores import sqlite_schema as schema
+from synckit_streams.stores.ledger_store import LedgerStore, Probe
+from synckit_streams.stores.memory import MemoryDisk, MemoryStore
+from synckit_streams.stores.sqlite import SqliteStore
+
+
+class Dead(BaseException):
+    """The process is gone; whatever it still tries comes to nothing."""
+
+
+class Trouble(Enum):
+    """What a disk can be told to do at its next commit."""
+
+    CRASH_BEFORE = "crash before commit"
+    CRASH_AFTER = "crash after commit"
+    FSYNC = "fsync error"
+    FSYNC_DOUBT = "fsync error, written all the same"
+
+
+class Disk(ABC):
+    """See the module's text.
+
+    Args:
+        name: Whose disk it is.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.trouble: Trouble | None = None
+        self.full = False
+        self.crash: Callable[[], None] = lambda: None
+        """Called when the process dies at a commit."""
+        self.alive: Callable[[], bool] = lambda: True
+        self.struck: Callable[[Trouble], None] = lambda trouble: None
+        """Told which trouble has struck."""
+        # What the oracle knows of the log: how far it has looked, and per aggregate the keys in commit order.
+        self.learned = 0
+        self.histories: dict[tuple[str, str], list[Key]] = {}
+
+    def probe(self, step: str) -> None:
+        """See `Probe`."""
+        if not self.alive():
+            raise Dead
+        if self.full and step == "commit":
+            raise self._full()
+        trouble = self.trouble
+        if trouble is None:
+            return
+        if (step == "committed") != (trouble in (Trouble.CRASH_AFTER, Trouble.FSYNC_DOUBT)):
+            return
+        self.trouble = None
+        self.struck(trouble)
+        if trouble in (Trouble.CRASH_BEFORE, Trouble.CRASH_AFTER):
+            self.crash()
+            raise Dead
+        raise self._failed()
+
+    def _full(self) -> Exception:
+        return StoreFull("the disk is full")
+
+    def _failed(self) -> Exception:
+        return StoreError("fsync failed")
+
+    @abstractmethod
+    def store(self) -> LedgerStore:
+        """A store on this disk, not yet open."""
+
+    @abstractmethod
+    def abandon(self, store: LedgerStore) -> None:
+        """Its process has died: free what the kernel would have freed."""
+
+    @abstractmethod
+    def rows(self, after: int) -> Iterator[tuple[int, Event]]:
+        """The log on this disk behind a position, with positions, in commit order."""
+
+    @abstractmethod
+    def copy(self, name: str) -> Disk:
+        """A backup: the store, without what lies beside it."""
+
+    @abstractmethod
+    def delete(self, key: Key) -> None:
+        """Take one event out of the log behind the store's back, for a test of the checks."""
+
+    def _remember(self, copy: Disk) -> None:
+        copy.learned = self.learned
+        copy.histories = {fork: list(keys) for fork, keys in self.histories.items()}
+
+
+class InMemory(Disk):
+    """The memory store's own disk."""
+
+    def __init__(self, name: str, disk: MemoryDisk | None = None) -> None:
+        super().__init__(name)
+        self.disk = disk or MemoryDisk()
+
+    def store(self) -> LedgerStore:
+        """See `Disk`."""
+        return MemoryStore(disk=self.disk, probe=self.probe)
+
+    def abandon(self, store: LedgerStore) -> None:
+        """See `Disk`."""
+        if self.disk.models.in_transaction:
+            self.disk.models.execute("ROLLBACK")
+
+    def rows(self, after: int) -> Iterator[tuple[int, Event]]:
+        """See `Disk`."""
+        for row in self.disk.rows[after:]:
+            if row is not None:
+                yield row.position, row.event
+
+    def copy(self, name: str) -> Disk:
+        """See `Disk`."""
+        copy = InMemory(name, self.disk.copy())
+        self._remember(copy)
+        return copy
+
+    def delete(self, key: Key) -> None:
+        """See `Disk`."""
+        position = self.disk.keys.pop(key)
+        row = self.disk.row(position)
+        self.disk.rows[position - 1] = None
+        self.disk.ids[row.event.id].remove(position)
+        self.disk.aggregates[row.event.topic, row.event.aggregate_id].remove(position)
+
+
+class OnFile(Disk):
+    """An SQLite file.
+
+    Args:
+        name: Whose disk it is.
+        folder: Where files may be made.
+    """
+
+    def __init__(self, name: str, folder: Path) -> None:
+        super().__init__(name)
+        self.folder = folder
+        self.path = folder / f"{name}.db"
+
+    def _full(self) -> Exception:
+        return sqlite3.OperationalError("database or disk is full")
+
+    def _failed(self) -> Exception:
+        return sqlite3.OperationalError("disk I/O error")
+
+    def store(self) -> LedgerStore:
+        """See `Disk`."""
+        # "normal" does not wait for the platter: what survives a crash is decided by the probe here, not by a disk.
+        return SqliteStore(f"sqlite:///{self.path}", durability="normal", threads=False, probe=self.probe)
+
+    def abandon(self, store: LedgerStore) -> None:
+        """See `Disk`."""
+        assert isinstance(store, SqliteStore)
+        for connection in (getattr(store, "writer", None), getattr(store, "_reader", None)):
+            if connection is not None:
+                with suppress(sqlite3.Error):
+                    connection.close()
+        store._unclaim()
+
+    def rows(self, after: int) -> Iterator[tuple[int, Event]]:
+        """See `Disk`."""
+        if not self.path.exists():
+            return
+        connection = sqlite3.connect(f"file:{self.path}?mode=ro", uri=True)
+        try:
+            found = connection.execute(
+                f"SELECT {schema.ROW_COLUMNS} {schema.FROM} WHERE e.position > ? ORDER BY e.position", (after,)
+            ).fetchall()
+        except sqlite3.OperationalError:  # no tables yet
+            return
+        finally:
+            connection.close()
+        for stored in schema.stored_of(found, ""):
+            yield stored.position, stored.event
+
+    def copy(self, name: str) -> Disk:
+        """See `Disk`."""
+        copy = OnFile(name, self.folder)
+        for path in self.folder.glob(f"{name}.db*"):
+            path.unlink()
+        for ending in ("", "-wal"):
+            source = self.path.with_name(self.path.name + ending)
+            if source.exists():
+                shutil.copyfile(source, copy.path.with_name(copy.path.name + ending))
+        self._remember(copy)
+        return copy
+
+    def delete(self, key: Key) -> None:
+        """See `Disk`."""
+        connection = sqlite3.connect(self.path)
+        with connection:
+            connection.execute(
+                "DELETE FROM events WHERE seq=? AND stream=(SELECT stream FROM streams WHERE topic=? AND origin=?)",
+                (key.seq, key.topic, key.origin),
+            )
+        connection.close()
+
+
+class Backup(NamedTuple):
+    """A copy of a disk, and when it was made."""
+
+    disk: Disk
+    at_s: float
+
+
+__all__ = ["Backup", "Dead", "Disk", "InMemory", "OnFile", "Probe", "Trouble"]
