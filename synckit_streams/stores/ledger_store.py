@@ -174,9 +174,17 @@ class LedgerStore(ABC):
         elif self._finish is not None:  # somebody is closing it just now
             await asyncio.wait([asyncio.wrap_future(self._finish.done)])
 
+    def abandon(self) -> None:
+        """Stop as a killed process does, for a simulation: nothing is left clean, and what was not committed is lost."""
+        self._queue = None
+        if self._writes is not None:
+            self._doubt = True
+            self._writes.submit(self._shut).result()
+
     def _shut(self) -> None:
         """On the writer's thread: close, whatever happens."""
-        assert self._writes is not None
+        if self._writes is None:  # abandoned
+            return
         try:
             self._close("" if self._doubt or self._stale else self._ledger.origin)
         except Exception as error:

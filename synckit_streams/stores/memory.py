@@ -7,7 +7,7 @@ A `MemoryDisk` is what survives the process in a simulation: it can be copied an
 from __future__ import annotations
 
 import sqlite3
-from bisect import insort
+from bisect import bisect_left, insort
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -35,6 +35,8 @@ class MemoryDisk:
         """By position - 1; None where a row was taken away again."""
         self.ids: dict[str, list[int]] = {}
         self.keys: dict[Key, int] = {}
+        self.streams: dict[Fork, list[int]] = {}
+        """By topic and origin: the numbers that are here."""
         self.aggregates: dict[Fork, list[int]] = {}
         self.held: dict[bytes, Event] = {}
         self.quarantine: list[Quarantined] = []
@@ -61,6 +63,7 @@ class MemoryDisk:
         for name in ("meta", "rows", "keys", "held", "quarantine", "refused", "voids", "offsets", "runs"):
             setattr(copy, name, getattr(self, name).copy())
         copy.ids = {id: list(positions) for id, positions in self.ids.items()}
+        copy.streams = {fork: list(numbers) for fork, numbers in self.streams.items()}
         copy.aggregates = {fork: list(positions) for fork, positions in self.aggregates.items()}
         self.models.backup(copy.models)
         return copy
@@ -156,7 +159,8 @@ class MemoryStore(LedgerStore):
     def _take_away(self, position: int) -> None:
         disk, row = self.disk, self.disk.row(position)
         disk.rows[position - 1] = None
-        disk.keys.pop(row.event.key, None)
+        del disk.keys[row.event.key]
+        disk.streams[row.event.topic, row.event.origin].remove(row.event.seq)
         disk.ids[row.event.id].remove(position)
         disk.aggregates[row.event.topic, row.event.aggregate_id].remove(position)
 
@@ -164,6 +168,7 @@ class MemoryStore(LedgerStore):
         event, disk = row.event, self.disk
         disk.rows[row.position - 1] = row
         disk.keys[event.key] = row.position
+        insort(disk.streams.setdefault((event.topic, event.origin), []), event.seq)
         insort(disk.ids.setdefault(event.id, []), row.position)
         insort(disk.aggregates.setdefault((event.topic, event.aggregate_id), []), row.position)
 
@@ -214,13 +219,12 @@ class MemoryStore(LedgerStore):
         """See `EventStore`."""
         self._opened()
         page: list[tuple[Event, bytes]] = []
-        for seq in range(interval[0], interval[1] + 1):
-            position = self.disk.keys.get(Key(topic, origin, seq))
-            if position is not None:
-                row = self.disk.row(position)
-                page.append((row.event, row.hash))
-                if len(page) == limit:
-                    break
+        numbers = self.disk.streams.get((topic, origin), [])
+        for at in range(bisect_left(numbers, interval[0]), len(numbers)):
+            if numbers[at] > interval[1] or len(page) == limit:
+                break
+            row = self.disk.row(self.disk.keys[Key(topic, origin, numbers[at])])
+            page.append((row.event, row.hash))
         return page
 
     async def runs(self, reader: str) -> Sequence[PlaceRun]:
