@@ -18,8 +18,7 @@ follows the binding's text for 1.0.3.
 from __future__ import annotations
 
 import re
-from base64 import b64encode
-from binascii import a2b_base64
+from binascii import a2b_base64, b2a_base64
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -70,6 +69,7 @@ _ATTRIBUTES = (
 _TEXTS = ("id", "source", "type", "subject", "skmeta", "traceparent")
 """The attributes that may hold more than letters, digits and a few signs."""
 
+PREFIX = "ce-"
 KAFKA_PREFIX = "ce_"
 
 _encode_json = msgspec.json.Encoder().encode
@@ -94,6 +94,10 @@ _escape_unprintable = re.compile("[^!-~]+").sub
 _escape_segment = re.compile(r"[^A-Za-z0-9\-._~!$&'()*+,;=:@]+").sub  # all but `pchar` of RFC 3986
 _unescape_quoted = re.compile(r"\\(.)").sub
 _half_escape = re.compile("%(?![0-9A-Fa-f]{2})").search
+
+
+def _base64(raw: bytes) -> str:
+    return b2a_base64(raw, newline=False).decode()
 
 
 def _percent(found: re.Match[str]) -> str:
@@ -163,10 +167,15 @@ def _second(seconds: int) -> str:
     return (_EPOCH + timedelta(seconds=seconds)).isoformat()[:19]
 
 
+@lru_cache(maxsize=1024)
+def _millisecond(wall_ms: int) -> str:
+    seconds, milliseconds = divmod(wall_ms, 1000)
+    return f"{_second(seconds)}.{milliseconds:03d}Z"
+
+
 def _time(at_packed: int) -> str:
     """The wall part of a hybrid time, in UTC with milliseconds."""
-    seconds, milliseconds = divmod(at_packed >> 16, 1000)
-    return f"{_second(seconds)}.{milliseconds:03d}Z"
+    return _millisecond(at_packed >> 16)
 
 
 def is_timestamp(text: str) -> bool:
@@ -206,7 +215,7 @@ def _to_metadata(metadata_json: bytes) -> str:
         else:
             if not _forbidden(text):
                 return text
-    return b64encode(metadata_json).decode()
+    return _base64(metadata_json)
 
 
 def _attributes(event: Event, hash: bytes) -> dict[str, str]:
@@ -230,9 +239,9 @@ def _attributes(event: Event, hash: bytes) -> dict[str, str]:
             "skhash": hash.hex(),
         }
         if event.context_bytes:
-            found["skctx"] = b64encode(event.context_bytes).decode()
+            found["skctx"] = _base64(event.context_bytes)
         if event.after_bytes:
-            found["skafter"] = b64encode(event.after_bytes).decode()
+            found["skafter"] = _base64(event.after_bytes)
         if event.metadata_json:
             found["skmeta"] = _to_metadata(event.metadata_json)
         if event.traceparent:
@@ -344,7 +353,7 @@ def _header_names(prefix: str) -> dict[str, str]:
     return {name: prefix + name for name in _ATTRIBUTES}
 
 
-def to_headers(event: Event, hash: bytes, *, prefix: str = "ce-", content_type: str = "") -> dict[str, str]:
+def to_headers(event: Event, hash: bytes, *, prefix: str = PREFIX, content_type: str = "") -> dict[str, str]:
     """The headers of an event in binary mode; the message's body is `event.payload` as it is.
 
     Args:
@@ -358,6 +367,8 @@ def to_headers(event: Event, hash: bytes, *, prefix: str = "ce-", content_type: 
     Raises:
         Invalid: the event has a text with a lone surrogate, or a time beyond the calendar.
     """
+    if prefix == PREFIX and not content_type and (headers := _to_plain_headers(event, hash)) is not None:
+        return headers
     attributes = _attributes(event, hash)
     names = _header_names(prefix)
     if prefix == KAFKA_PREFIX:
@@ -366,12 +377,48 @@ def to_headers(event: Event, hash: bytes, *, prefix: str = "ce-", content_type: 
         for name in _TEXTS:
             if name in attributes:
                 attributes[name] = _to_header(attributes[name])
-    headers = {names[name]: value for name, value in attributes.items()}
-    headers[content_type or names["datacontenttype"]] = JSON_TYPE if _is_json(event.payload) else BYTES_TYPE
+    found = {names[name]: value for name, value in attributes.items()}
+    found[content_type or names["datacontenttype"]] = JSON_TYPE if _is_json(event.payload) else BYTES_TYPE
+    return found
+
+
+def _to_plain_headers(event: Event, hash: bytes) -> dict[str, str] | None:
+    """What `to_headers` gives for an event whose texts need no encoding, in half the time; None for any other."""
+    text = f"{event.id}{event.type}{event.aggregate_id}{event.traceparent}{event.topic}{event.origin}"
+    if (
+        not (text.isascii() and text.isprintable())
+        or " " in text
+        or '"' in text
+        or "%" in text
+        or event.metadata_json
+        or not 0 <= event.at_packed <= COUNTER_MAX
+        or "%" in (source := _to_source(event.topic, event.origin))
+    ):
+        return None
+    headers = {
+        "ce-specversion": SPEC_VERSION,
+        "ce-id": event.id,
+        "ce-source": source,
+        "ce-type": event.type,
+        "ce-subject": event.aggregate_id,
+        "ce-time": _millisecond(event.at_packed >> 16),
+        "ce-skseq": str(event.seq),
+        "ce-skprev": str(event.prev),
+        "ce-skhlc": str(event.at_packed),
+        "ce-skver": str(event.schema_version),
+        "ce-skhash": hash.hex(),
+    }
+    if event.context_bytes:
+        headers["ce-skctx"] = _base64(event.context_bytes)
+    if event.after_bytes:
+        headers["ce-skafter"] = _base64(event.after_bytes)
+    if event.traceparent:
+        headers["ce-traceparent"] = event.traceparent
+    headers["ce-datacontenttype"] = JSON_TYPE if _is_json(event.payload) else BYTES_TYPE
     return headers
 
 
-def from_headers(headers: Mapping[str, str], body: bytes, *, prefix: str = "ce-") -> tuple[Event, bytes]:
+def from_headers(headers: Mapping[str, str], body: bytes, *, prefix: str = PREFIX) -> tuple[Event, bytes]:
     """The event of a message in binary mode, and the hash that its sender claims; compare it with `event_hash`.
 
     Args:
@@ -382,6 +429,8 @@ def from_headers(headers: Mapping[str, str], body: bytes, *, prefix: str = "ce-"
     Raises:
         FrameMalformed: an attribute is missing or unreadable; the message names it.
     """
+    if prefix == PREFIX and (found := _from_plain_headers(headers, body)) is not None:
+        return found
     encoded = prefix != KAFKA_PREFIX
     names = _header_names(prefix)
     if names["specversion"] not in headers:
@@ -401,6 +450,55 @@ def from_headers(headers: Mapping[str, str], body: bytes, *, prefix: str = "ce-"
     except ValueError as error:
         raise _wrong(name, f"is unreadable: {error}") from error
     return _event(attributes, body)
+
+
+def _from_plain_headers(headers: Mapping[str, str], body: bytes) -> tuple[Event, bytes] | None:
+    """What `from_headers` gives for what `_to_plain_headers` made, in half the time; None for any other.
+
+    None also for what is wrong: the long way finds out what it is.
+    """
+    get = headers.get
+    try:
+        id, source, type, subject = headers["ce-id"], headers["ce-source"], headers["ce-type"], headers["ce-subject"]
+        seq_text, prev_text, at_text = headers["ce-skseq"], headers["ce-skprev"], headers["ce-skhlc"]
+        version_text, claimed = headers["ce-skver"], headers["ce-skhash"]
+        context, after, traceparent = get("ce-skctx", ""), get("ce-skafter", ""), get("ce-traceparent", "")
+        digits = f"{seq_text}{prev_text}{at_text}{version_text}"
+        text = f"{id}{type}{subject}{traceparent}{source}{context}{after}"
+        if (
+            not (id and type and subject and digits.isascii() and digits.isdecimal() and text.isascii())
+            or "%" in text
+            or '"' in text
+            or len(digits) > 80
+            or len(source) > SOURCE_CHARS_MAX
+            or len(claimed) != 2 * HASH_BYTES
+            or headers["ce-specversion"] != SPEC_VERSION
+            or "ce-skmeta" in headers
+        ):
+            return None
+        seq, prev, at_packed, version = int(seq_text), int(prev_text), int(at_text), int(version_text)
+        hash = bytes.fromhex(claimed)
+        topic, origin = _from_source(source)
+        context_bytes = a2b_base64(context, strict_mode=True) if context else b""
+        after_bytes = a2b_base64(after, strict_mode=True) if after else b""
+    except (KeyError, ValueError):
+        return None
+    if (
+        # A leading zero would be lost on the way to the number and back.
+        f"{seq}{prev}{at_packed}{version}" != digits
+        or not 0 < seq <= COUNTER_MAX
+        or prev > COUNTER_MAX
+        or at_packed > COUNTER_MAX
+        or version > SCHEMA_VERSION_MAX
+        or len(hash) != HASH_BYTES
+        or get("ce-time") != _millisecond(at_packed >> 16)
+    ):
+        return None
+    event = Event(
+        id, topic, type, subject, body, b"", origin, seq, prev, context_bytes, after_bytes, at_packed, version,
+        traceparent,
+    )  # fmt: skip
+    return event, hash
 
 
 # ------------------------------------------------------------------------------------------------------ structured mode
@@ -444,7 +542,7 @@ def to_structured(event: Event, hash: bytes) -> bytes:
     if json and _is_embeddable(payload):
         return b'%b,"data":%b}' % (_encode_json(attributes)[:-1], payload)
     if payload:
-        attributes["data_base64"] = b64encode(payload).decode()
+        attributes["data_base64"] = _base64(payload)
     return _encode_json(attributes)
 
 
