@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
 
 from synckit_streams.errors import SyncKitError
@@ -37,13 +37,22 @@ def to_messages(events: Sequence[tuple[Event, bytes]], *, packing: str, round_id
     messages = []
     for event, hash in events:
         headers = to_headers(event, hash)
-        size = len(event.payload) + sum(map(len, headers)) + sum(map(len, headers.values()))
-        if size + HEADROOM_BYTES > bytes_max:
+        if _size_max(event) > bytes_max and _size(event, headers) > bytes_max:
             # Percent-encoding can triple a long aggregate id; a frame carries it as it is.
             messages.append(_frame([(event, hash)], round_id))
             continue
         messages.append(Message(_id(hash, round_id), event.aggregate_id, headers, event.payload))
     return messages
+
+
+def _size_max(event: Event) -> int:
+    """No message with this event is larger: a character is at most twelve in a header, and the names are bounded."""
+    texts = len(event.aggregate_id) + len(event.metadata_json) + len(event.context_bytes) + len(event.after_bytes)
+    return len(event.payload) + 12 * texts + 16 * 1024
+
+
+def _size(event: Event, headers: Mapping[str, str]) -> int:
+    return len(event.payload) + sum(map(len, headers)) + sum(map(len, headers.values())) + HEADROOM_BYTES
 
 
 def _id(hash: bytes, round_id: str) -> str:
