@@ -35,8 +35,6 @@ MESSAGES_MAX = 256
 """Most messages in one batch from the connector."""
 TICK_S = 0.25
 TICK_HURRY_S = 0.02
-ROUNDS_MAX = 6
-"""How often one meeting publishes the same topic again before it gives up on being read back."""
 
 Work = protocol.Publish | protocol.Announce | protocol.Look
 
@@ -115,9 +113,8 @@ class Session:
         self._publish = publish
         self._tasks: list[asyncio.Task[None]] = []
         self._outbox: asyncio.Queue[Work] = asyncio.Queue()
-        self._busy = 0
+        self._announcing = 0
         self._listened: set[str] = set()
-        self._rounds: dict[str, int] = {}
         self._changed = asyncio.Event()
         self._failure: BaseException | None = None
 
@@ -312,7 +309,7 @@ class Session:
     def post(self, effect: Work) -> None:
         """See `Outbox`."""
         self._outbox.put_nowait(effect)
-        self._busy += 1
+        self._announcing += isinstance(effect, protocol.Announce)
 
     async def _work(self) -> None:
         while True:
@@ -322,15 +319,14 @@ class Session:
             elif isinstance(effect, protocol.Announce):
                 body = protocol.digest_bytes(effect.digest)
                 await self.link.connector.announce(effect.digest.topic, self.driver.settings.node, body)
+                self._announcing -= 1
             else:
                 bounds = await self.link.connector.bounds(effect.topic)
                 await self._give(protocol.Looked(self.link.name, effect.topic, bounds))
-            self._busy -= 1
             self._changed.set()
 
     async def _send(self, effect: protocol.Publish) -> None:
         topic, left = effect.topic, effect.events
-        self._rounds[topic] = self._rounds.get(topic, 0) + effect.again
         try:
             for origin, intervals in sorted(effect.events.ranges.items()):
                 for first, last in intervals:
@@ -400,15 +396,14 @@ class Session:
 
     def _settled(self) -> bool:
         driver = self.driver
-        if self._busy or not self._listened.issuperset(driver.settings.topics):
+        if self._announcing or not self._listened.issuperset(driver.settings.topics):
             return False
-        return all(
-            driver.replica.settled(self.link.name, topic) or self._rounds.get(topic, 0) >= ROUNDS_MAX
-            for topic in driver.settings.topics
-        )
+        return all(driver.replica.settled(self.link.name, topic) for topic in driver.settings.topics)
 
     async def meet(self, timeout_s: float) -> None:
         """Until there is nothing left to do: all read, all sent and read back, nothing owed, all said.
+
+        What is written while it goes on is sent too, and not waited for.
 
         Raises:
             Timeout: no progress for `timeout_s`.
@@ -417,6 +412,7 @@ class Session:
         """
         loop = asyncio.get_running_loop()
         seen, since = -1, loop.time()
+        await self._give(protocol.Meet(self.link.name))
         while True:
             self._changed.clear()
             self._raise_failure()

@@ -5,7 +5,7 @@ A plain record with the pure questions that can be asked of it. `Replica` change
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import NamedTuple
 
@@ -22,6 +22,11 @@ class Peer(NamedTuple):
     digest: Digest
     seen: Seen
     said_ms: int
+
+
+def overlap(one: Seen, other: Seen) -> bool:
+    """Whether there is an event in both."""
+    return bool(one) and bool(other) and len(one.minus(other)) < len(one)
 
 
 class Stage(Enum):
@@ -55,6 +60,12 @@ class Channel:
         self.places = Places()
         self.unsent = Seen()
         self.sent_before = Seen()
+        self.lost = Seen()
+        """Published, and not where the broker said; unsent again when `resend_ms` has come."""
+        self.losses = 0
+        """How often in a row that happened to the same events."""
+        self._tried_again = Seen()
+        self.resend_ms: int | None = None
         self.flights: list[Flight] = []
         self.stuck = Seen()
         self.peers: dict[str, Peer] = {}
@@ -64,6 +75,12 @@ class Channel:
         self.look: dict[int, int] = {}
         self.said: object = None
         self.said_ms = -(10**12)
+        self.goal = Seen()
+        """Own events that the present meeting has to see in the log."""
+        self.patience_ms = 0
+        """How much longer the present meeting may wait at random."""
+        self.told = True
+        """Whether the present meeting has announced what it came to."""
 
     @property
     def caught_up(self) -> bool:
@@ -86,6 +103,16 @@ class Channel:
             flying = flying.union(flight.events)
         return flying
 
+    def begin(self, goal: Seen, patience_ms: int) -> None:
+        """A meeting begins, and does not wait for what was to be tried again later."""
+        self.find_again()
+        self.goal, self.patience_ms, self.told = goal, patience_ms, False
+
+    @property
+    def out(self) -> Seen:
+        """What is on its way, or waits for another try."""
+        return self.flying.union(self.stuck).union(self.lost)
+
     def capture(self, bounds: Mapping[int, Bounds]) -> None:
         """Remember where the logs begin and end now."""
         for partition, (identity, first, end) in bounds.items():
@@ -99,23 +126,40 @@ class Channel:
         here = [run for run in runs if run.topic == self.topic]
         for run in here:
             self.places.add(run.origin, run.first, run.positions, partition)
-        if not (self.unsent or self.flights):
-            return
+        if self.unsent or self.flights or self.lost:
+            self._come_back(here)
+
+    def _come_back(self, runs: Sequence[PlaceRun]) -> None:
+        """These were read: they are not on their way any more; and what the reader has passed by was lost."""
         found = Seen()
-        for run in here:
+        for run in runs:
             found = found.with_ranges({run.origin: ((run.first, run.first + len(run.positions) - 1),)})
-        self.unsent = self.unsent.minus(found)
+        if found:
+            self.unsent = self.unsent.minus(found)
+            self.lost = self.lost.minus(found)
         left: list[Flight] = []
         for events, barrier in self.flights:
             rest = events.minus(found) if found else events
             if not rest:
                 continue
-            if barrier is not None and all(self.position.get(at, 0) >= end for at, end in barrier.items()):
+            if barrier is not None and self._passed(barrier):
                 # We have read past the place where the broker said they lie, and they were not there.
-                self.unsent = self.unsent.union(rest)
-                continue
-            left.append(Flight(rest, barrier))
+                if overlap(rest, self._tried_again):
+                    self.losses, self._tried_again = self.losses + 1, Seen()
+                elif not self.lost:
+                    self.losses = 1
+                self.lost = self.lost.union(rest)
+            else:
+                left.append(Flight(rest, barrier))
         self.flights = left
+
+    def _passed(self, barrier: Mapping[int, int]) -> bool:
+        return all(self.position.get(at, 0) >= end for at, end in barrier.items())
+
+    def find_again(self) -> None:
+        """What was lost is unsent."""
+        self._tried_again = self.lost
+        self.unsent, self.lost, self.resend_ms = self.unsent.union(self.lost), Seen(), None
 
     def lift_off(self) -> Seen:
         """Take all that is unsent on its way."""
@@ -145,7 +189,7 @@ class Channel:
             left.append(Flight(known, barrier))
         self.flights = left
         if barrier is not None:
-            self.read(-1, 0, ())  # the reader may have been there already
+            self._come_back(())  # the reader may have been there already
 
     def stick(self, events: Seen) -> None:
         """The broker will not take these."""
@@ -160,11 +204,12 @@ class Channel:
         for flight in self.flights:
             self.unsent = self.unsent.union(flight.events)
         self.flights = []
+        self.find_again()
 
     def find_unsent(self, summary: Summary, node: str) -> None:
         """Every event of this node's own that is not in the current log, and not on its way."""
         own = Seen({origin: ranges for origin, ranges in summary.seen.ranges.items() if node_of(origin) == node})
-        self.unsent = own.minus(self.places.at_or_past(own, self.first)).minus(self.flying).minus(self.stuck)
+        self.unsent = own.minus(self.places.at_or_past(own, self.first)).minus(self.out)
 
     def next_positions(self) -> dict[int, tuple[str, int]]:
         """The reader's place: per partition the broker's identity and the next position."""
@@ -184,8 +229,7 @@ class Channel:
         for partition, (identity, position) in peer.digest.places.items():
             if self.identity.get(partition) == identity:
                 threshold[partition] = max(position, threshold.get(partition, 0))
-        on_the_way = self.flying.union(self.unsent).union(self.stuck)
-        return lacks.minus(self.places.at_or_past(lacks, threshold)).minus(on_the_way)
+        return lacks.minus(self.places.at_or_past(lacks, threshold)).minus(self.out).minus(self.unsent)
 
     def owed(self, summary: Summary) -> Seen:
         """What is owed to anybody."""

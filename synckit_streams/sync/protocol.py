@@ -130,6 +130,12 @@ class Left(NamedTuple):
     link: str
 
 
+class Meet(NamedTuple):
+    """A meeting begins over a link: what this node has written until now is to be read back before it ends."""
+
+    link: str
+
+
 class Forgot(NamedTuple):
     """We do not know whether a batch became durable; the next `Joined` must bring the places from the store."""
 
@@ -202,7 +208,8 @@ class Tick(NamedTuple):
     Args:
         now_ms: Monotonic.
         dice: A draw from [0, 1).
-        hurry: Somebody waits for a meeting to end: announce as soon as there is something to say.
+        hurry: Somebody waits for a meeting to end: announce when that is all that is left, and let every random wait
+            come out of the meeting's patience.
     """
 
     now_ms: int
@@ -222,6 +229,7 @@ Input = (
     | Write
     | Joined
     | Left
+    | Meet
     | Forgot
     | Received
     | Persisted

@@ -20,7 +20,7 @@ from synckit_streams.model.event import Offset
 from synckit_streams.model.exchange import AppendResult, Summary
 from synckit_streams.model.seen import Seen
 from synckit_streams.sync import protocol
-from synckit_streams.sync.channel import Channel, Peer, Stage
+from synckit_streams.sync.channel import Channel, Peer, Stage, overlap
 from synckit_streams.sync.places import Places
 from synckit_streams.sync.protocol import Alarm, AlarmKind, Effect, Standing
 
@@ -30,7 +30,11 @@ HEARTBEAT_MS = LEASE_MS // 3
 ANNOUNCE_MS = 1_000
 """Least time between two digests of one topic."""
 SPREAD_MS = 1_000
-"""Longest random wait before publishing what is owed to a peer."""
+"""Longest random wait before publishing what is owed to a peer. A meeting waits for twice that in all."""
+
+RESEND_MS = 50
+"""Longest random wait before publishing what was lost once; it doubles with each loss."""
+RESEND_MS_MAX = 10_000
 
 
 def checksum(summary: Summary) -> int:
@@ -75,6 +79,7 @@ class Replica:
             protocol.Persisted: self._persisted,
             protocol.Joined: self._joined,
             protocol.Left: self._left,
+            protocol.Meet: self._meet,
             protocol.Forgot: self._forgot,
             protocol.Received: self._received,
             protocol.Sent: self._sent,
@@ -101,15 +106,28 @@ class Replica:
         return self._channels.get((link, topic))
 
     def settled(self, link: str, topic: str) -> bool:
-        """Whether a meeting has nothing left to do: all read, all sent and read back, nothing owed, all said."""
+        """Whether a meeting has nothing left to do: all read, all sent and read back, nothing owed, all said.
+
+        "All" is what was there when it began: while somebody goes on writing, here or elsewhere, it ends all the same.
+        """
         channel = self._channels.get((link, topic))
-        if channel is None or not channel.caught_up:
+        return channel is not None and self._idle(channel) and (channel.told or channel.muted)
+
+    def _idle(self, channel: Channel) -> bool:
+        """Whether the present meeting has only to say what it came to."""
+        if not channel.caught_up:
             return False
         if channel.muted:
             return True
-        if channel.unsent or channel.flights or channel.stage is not Stage.IDLE:
+        if channel.stage in (Stage.LOOKING, Stage.READING):
             return False
-        return channel.said == self._saying(channel) and not channel.owed(self._summaries[topic])
+        if overlap(channel.unsent.union(channel.flying), channel.goal):
+            return False
+        if channel.patience_ms <= 0:
+            return True
+        if overlap(channel.lost, channel.goal):
+            return False
+        return channel.stage is Stage.IDLE and not channel.owed(self._summaries[channel.topic])
 
     def needs_places(self, link: str, topic: str) -> bool:
         """Whether `Joined` must bring what the store knows of places; later joins of one life need not."""
@@ -130,7 +148,7 @@ class Replica:
         if any(not channel.caught_up for channel in channels):
             reasons.append("the log has not been read to its end")
         # Local events count as acknowledged when one connector's log holds them.
-        waiting = [channel.unsent.union(channel.flying).union(channel.stuck) for channel in channels]
+        waiting = [channel.unsent.union(channel.out) for channel in channels]
         own = min(waiting, key=len, default=Seen())
         own = Seen({origin: ranges for origin, ranges in own.ranges.items() if node_of(origin) == self.node})
         if own:
@@ -301,6 +319,18 @@ class Replica:
             channel.loaded = False
         return []
 
+    def _meet(self, given: protocol.Meet) -> list[Effect]:
+        effects: list[Effect] = []
+        for channel in self._channels.values():
+            if channel.link == given.link:
+                channel.begin(self._own(channel.topic), 2 * self._spread_ms)
+                effects += self._flow(channel)
+        return effects
+
+    def _own(self, topic: str) -> Seen:
+        ranges = self._summaries[topic].seen.ranges
+        return Seen({origin: intervals for origin, intervals in ranges.items() if node_of(origin) == self.node})
+
     def _mute(self, given: protocol.Mute) -> list[Effect]:
         effects: list[Effect] = []
         for topic in self.topics:
@@ -377,6 +407,7 @@ class Replica:
         for channel in self._channels.values():
             if not channel.joined:
                 continue
+            self._try_again(channel, given)
             effects += self._flow(channel)
             if channel.caught_up and not channel.muted:
                 effects += self._settle_debts(channel, given)
@@ -385,15 +416,35 @@ class Replica:
             effects += self._voids(topic)
         return effects
 
+    def _try_again(self, channel: Channel, given: protocol.Tick) -> None:
+        """Publish what was lost again, but not at once and not for ever: it may be the broker that loses everything."""
+        if not channel.lost or (given.hurry and channel.patience_ms <= 0):
+            return
+        if channel.resend_ms is None:
+            longest = min(RESEND_MS_MAX, RESEND_MS << max(0, min(channel.losses - 1, 20)))
+            channel.resend_ms = given.now_ms + self._draw(channel, longest, given)
+        if given.now_ms >= channel.resend_ms:
+            channel.find_again()
+
     def _settle_debts(self, channel: Channel, given: protocol.Tick) -> list[Effect]:
         if channel.stage is Stage.IDLE and channel.owed(self._summaries[channel.topic]):
+            if given.hurry and channel.patience_ms <= 0:
+                return []
             channel.stage = Stage.WAITING
-            channel.due_ms = given.now_ms + int(given.dice * self._spread_ms)
+            channel.due_ms = given.now_ms + self._draw(channel, self._spread_ms, given)
         if channel.stage is not Stage.WAITING or given.now_ms < channel.due_ms:
             return []
         # Look where the log ends *now*: a peer may have published it while we waited.
         channel.stage = Stage.LOOKING
         return [protocol.Look(channel.link, channel.topic)]
+
+    def _draw(self, channel: Channel, wait_ms_max: int, given: protocol.Tick) -> int:
+        """A random wait; a meeting takes it out of its patience, and a short one costs something too."""
+        wait_ms = int(given.dice * wait_ms_max)
+        if given.hurry:
+            wait_ms = min(wait_ms, channel.patience_ms)
+            channel.patience_ms -= max(wait_ms, self._spread_ms // 10)
+        return wait_ms
 
     def _saying(self, channel: Channel) -> object:
         """What a digest would say, to know whether it says anything new."""
@@ -403,9 +454,11 @@ class Replica:
     def _announce(self, channel: Channel, *, hurry: bool) -> list[Effect]:
         saying = self._saying(channel)
         since = self._now_ms - channel.said_ms
-        busy = bool(channel.unsent or channel.flights or channel.stage is not Stage.IDLE)
-        soon = since >= ANNOUNCE_MS or (hurry and not busy)
-        if not (soon and saying != channel.said) and since < HEARTBEAT_MS:
+        # Who waits for a meeting to end announces once, when there is nothing else to do; not at every batch.
+        idle = hurry and self._idle(channel)
+        last = idle and not channel.told
+        channel.told = idle if hurry else channel.told
+        if not ((last or since >= ANNOUNCE_MS) and saying != channel.said) and since < HEARTBEAT_MS:
             return []
         channel.said, channel.said_ms = saying, self._now_ms
         return [protocol.Announce(channel.link, self._digest(channel))]
