@@ -11,6 +11,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from contextvars import Context
 from dataclasses import dataclass, field
 from random import Random
 from typing import NamedTuple
@@ -203,7 +204,8 @@ class SimBroker:
             self._put(topic, number, message)
 
         self.late += 1
-        task = asyncio.get_running_loop().create_task(later())
+        # In a context of its own: the message is under way, whatever becomes of the process that sent it.
+        task = asyncio.get_running_loop().create_task(later(), context=Context())
         self._pending.add(task)
         task.add_done_callback(self._pending.discard)
 

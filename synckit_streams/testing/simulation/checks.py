@@ -166,9 +166,12 @@ def _examine_log(simulation: Simulation, found: Found, wrong: _Wrong) -> None:
     for id in found.effects.keys() - first:
         wrong("phantom", f"{id} had an effect on {name} and is not in its log")
     for key, at in position.items():
-        for cause in book.before.get(key, ()):
-            where = position.get(cause)
-            if (where is None or where > at) and cause not in found.voids:
+        before = book.before.get(key, frozenset())
+        late = [cause for cause in before if position.get(cause, at + 1) > at and cause not in found.voids]
+        if late:
+            # What a void event had before it, nobody can know any more.
+            excused = set[Key]().union(*(book.before.get(cause, ()) for cause in before & found.voids))
+            for cause in sorted(set(late) - excused):
                 wrong("causal_violations", f"{key} stands before its cause {cause} on {name}")
 
 
