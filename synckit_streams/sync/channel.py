@@ -93,7 +93,11 @@ class Channel:
         return self._read_to(self.look)
 
     def _read_to(self, ends: Mapping[int, int]) -> bool:
-        return all(self.position.get(at, 0) + 1 >= end for at, end in ends.items())
+        return all(self._next(at) >= end for at, end in ends.items())
+
+    def _next(self, partition: int) -> int:
+        """The next position to be read. What was trimmed before we came is not waited for."""
+        return max(self.position.get(partition, 0) + 1, self.first.get(partition, 1))
 
     @property
     def flying(self) -> Seen:
@@ -227,7 +231,9 @@ class Channel:
         lacks = lacks.minus(Seen.of(peer.digest.refused))
         threshold = dict(self.first)
         for partition, (identity, position) in peer.digest.places.items():
-            if self.identity.get(partition) == identity:
+            # A place beyond the end is one in a log that was put back since (or nonsense): it says nothing of this one.
+            end = max(self._next(partition), self.target.get(partition, 0), self.look.get(partition, 0))
+            if self.identity.get(partition) == identity and position <= end:
                 threshold[partition] = max(position, threshold.get(partition, 0))
         return lacks.minus(self.places.at_or_past(lacks, threshold)).minus(self.out).minus(self.unsent)
 

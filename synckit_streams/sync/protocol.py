@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from synckit_streams.errors import FrameMalformed, Invalid
-from synckit_streams.model.clock import Key
+from synckit_streams.errors import FrameMalformed, Invalid, TooLarge
+from synckit_streams.model.clock import COUNTER_MAX, Key
+from synckit_streams.model.codec import HASH_BYTES, check_node_id, check_topic
 from synckit_streams.model.event import Draft, Offset
 from synckit_streams.model.exchange import AppendResult, Arrival, Bounds, PlaceRun, Summary
 from synckit_streams.model.seen import Seen
@@ -22,6 +23,8 @@ DIGEST_VERSION = 1
 DIGEST_INTERVALS_MAX = 1_000
 """Above this a rounded-down summary is sent: it claims less, which costs bandwidth and never data."""
 DIGEST_BYTES_MAX = 512 * 1024
+DIGEST_DOTS_MAX = 1_000
+"""Of the refused and of the void ones, each, so many are told."""
 
 
 def reader_name(link: str, topic: str, partition: int) -> str:
@@ -81,7 +84,14 @@ def digest_from_bytes(raw: bytes) -> tuple[Digest, Seen]:
     try:
         digest = _decode_digest(raw)
         seen = Seen.from_wire(digest.seen)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, Invalid) as error:
+        check_topic(digest.topic)
+        check_node_id(digest.node)
+        Seen.of([*digest.refused, *digest.voids])
+        if not all(0 <= position <= COUNTER_MAX for _, position in digest.places.values()):
+            raise Invalid("a place is outside [0, 2^63)")
+        if len(digest.checksum) != HASH_BYTES:
+            raise Invalid(f"a checksum has {len(digest.checksum)} bytes")
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, Invalid, TooLarge) as error:
         raise FrameMalformed(f"not a digest: {error}") from error
     if digest.version != DIGEST_VERSION:
         raise FrameMalformed(f"a digest of version {digest.version}; this release reads {DIGEST_VERSION}")

@@ -12,7 +12,7 @@ goes out as a `Persist`. If carrying out an effect fails, the replica is thrown 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from synckit_streams.model.clock import Key
 from synckit_streams.model.codec import DIGEST_MODULUS, HASH_BYTES, node_of
@@ -476,8 +476,8 @@ class Replica:
             whole=seen is summary.seen,
             checksum=self._checksum(summary),
             places=channel.next_positions(),
-            refused=[(key.origin, key.seq) for key in summary.refused],
-            voids=[(key.origin, key.seq) for key in summary.voids],
+            refused=_some(summary.refused),
+            voids=_some(summary.voids),
             held=len(summary.held),
             resolver=self._resolver,
         )
@@ -503,6 +503,11 @@ class Replica:
             return []
         alarms = [Alarm(AlarmKind.VOID, topic, f"{key.origin}:{key.seq} is held by nobody any more") for key in lost]
         return [protocol.Persist(voids=lost), *alarms]
+
+
+def _some(keys: Iterable[Key]) -> list[tuple[str, int]]:
+    """The first dots of some keys, in sorted order: a digest is bounded, and what it leaves out costs bandwidth."""
+    return [(key.origin, key.seq) for key in sorted(keys)[: protocol.DIGEST_DOTS_MAX]]
 
 
 def _ranges(dots: Sequence[tuple[str, int]]) -> Seen:
