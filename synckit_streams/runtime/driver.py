@@ -109,6 +109,7 @@ class Driver:
             resolver=settings.resolver,
             lease_ms=int(settings.lease_s * 1000),
             spread_ms=settings.spread_ms,
+            takes=not settings.push_only,
         )
         summaries: dict[str, Summary] = {topic: await self.store.summary(topic) for topic in settings.topics}
         self.replica.step(protocol.Opened(summaries))

@@ -49,8 +49,10 @@ class SyncNode:
         projections: Read models that follow the log.
         packing: "event" sends one message per event, a CloudEvent that anybody can read; "batch" sends packed frames,
             many times faster.
-        push_only: Publish, and take nothing from others.
-        pull_only: Take, and publish nothing.
+        push_only: Publish, and take nothing from others. What they hold is then not missing here; without the setting,
+            the next sync asks for all of it.
+        pull_only: Take, and publish nothing, not even a digest. What is written here all the same stays here, and
+            `complete` is then never true.
         observer: Told of everything; see `synckit_streams.ports.telemetry`.
         held_max: How many events may wait here for their causes.
         clock_leap_ms_max: How far this machine's clock may leap between two writes.

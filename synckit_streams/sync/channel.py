@@ -225,6 +225,8 @@ class Channel:
         Without the last condition a reader that merely lags looks like one that lost data, and everybody sends again
         what is already in its queue.
         """
+        if not peer.digest.takes:
+            return Seen()
         lacks = summary.seen.minus(peer.seen)
         if not lacks:
             return lacks

@@ -48,6 +48,7 @@ class Digest(msgspec.Struct, frozen=True, array_like=True):
         voids: Dots it has declared lost for good.
         held: How many events wait there for a cause.
         resolver: Name and version.
+        takes: False for a node that only pushes: nothing is ever owed to it.
     """
 
     version: int
@@ -62,6 +63,7 @@ class Digest(msgspec.Struct, frozen=True, array_like=True):
     voids: list[tuple[str, int]]
     held: int
     resolver: tuple[str, int]
+    takes: bool = True
 
 
 _encode_digest = msgspec.msgpack.Encoder().encode

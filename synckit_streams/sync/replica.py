@@ -51,6 +51,7 @@ class Replica:
         resolver: Name and version of the conflict resolver.
         lease_ms: See `LEASE_MS`.
         spread_ms: See `SPREAD_MS`.
+        takes: False if it keeps only what it wrote itself; what its peers hold is then not missing here.
     """
 
     def __init__(
@@ -61,12 +62,14 @@ class Replica:
         resolver: tuple[str, int],
         lease_ms: int = LEASE_MS,
         spread_ms: int = SPREAD_MS,
+        takes: bool = True,
     ) -> None:
         self.node = node
         self.topics = tuple(topics)
         self._resolver = resolver
         self._lease_ms = lease_ms
         self._spread_ms = spread_ms
+        self._takes = takes
         self._summaries: dict[str, Summary] = {topic: Summary(Seen(), {}) for topic in topics}
         self._channels: dict[tuple[str, str], Channel] = {}
         self._wanted_since: dict[Key, int] = {}
@@ -156,7 +159,7 @@ class Replica:
             reasons.append(f"{len(own)} local events are not acknowledged by any connector")
         for channel in channels:
             for peer in channel.peers.values():
-                if not self.live(peer):
+                if not self._takes or not self.live(peer):
                     continue
                 lacking = peer.seen.minus(summary.seen)
                 if lacking:
@@ -480,6 +483,7 @@ class Replica:
             voids=_some(summary.voids),
             held=len(summary.held),
             resolver=self._resolver,
+            takes=self._takes,
         )
 
     def _voids(self, topic: str) -> list[Effect]:
