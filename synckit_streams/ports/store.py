@@ -120,6 +120,7 @@ class EventStore(Protocol):
         received: Sequence[Arrival] = (),
         *,
         now_ms: int,
+        echoes: Sequence[PlaceRun] = (),
         offsets: Mapping[str, Offset] | None = None,
         voids: Sequence[Key] = (),
         forget: Sequence[str] = (),
@@ -133,6 +134,8 @@ class EventStore(Protocol):
             drafts: Written here.
             received: Arrived, in the order of arrival.
             now_ms: Wall clock, in milliseconds since 1970; the caller is the only one who reads a clock.
+            echoes: Where events of this store were read in a log, by whoever knows that it is them (their messages came
+                back byte for byte): duplicates that need no look at their content.
             offsets: Where each reader stands once this is committed.
             voids: Keys that nobody holds any more: what waits for them is released.
             forget: Readers whose log was lost or put back: the places read in it are void.

@@ -17,7 +17,7 @@ from synckit_streams.errors import Invalid, StoreBusy, StoreClosed, StoreError, 
 from synckit_streams.model.clock import Key
 from synckit_streams.model.codec import TRACEPARENT_BYTES_MAX
 from synckit_streams.model.event import Draft, Offset
-from synckit_streams.model.exchange import AppendResult, Arrival, Summary
+from synckit_streams.model.exchange import AppendResult, Arrival, PlaceRun, Summary
 from synckit_streams.ports.store import Opening, Transaction
 from synckit_streams.stores.commits import Append, CommitQueue, Finish, InlineExecutor
 from synckit_streams.stores.identity import new_origin
@@ -222,6 +222,7 @@ class LedgerStore(ABC):
         received: Sequence[Arrival] = (),
         *,
         now_ms: int,
+        echoes: Sequence[PlaceRun] = (),
         offsets: Mapping[str, Offset] | None = None,
         voids: Sequence[Key] = (),
         forget: Sequence[str] = (),
@@ -237,6 +238,7 @@ class LedgerStore(ABC):
             drafts=drafts,
             received=received,
             now_ms=now_ms,
+            echoes=echoes,
             offsets=offsets or {},
             voids=voids,
             forget=forget,

@@ -16,6 +16,7 @@ from synckit_streams.model.codec import node_of
 from synckit_streams.model.event import Event, Stored
 from synckit_streams.model.exchange import PlaceRun
 from synckit_streams.sync.ledger import Ledger, Stream
+from synckit_streams.sync.places import Same
 
 APPLICATION_ID = 0x534B5331
 """In the file's header, so that somebody else's database is not mistaken for ours."""
@@ -177,7 +178,7 @@ def run_of(row: tuple[Any, ...]) -> PlaceRun:
         return PlaceRun(reader, topic, origin, first, packed[1:])
     start, step, times = packed
     if step == 0:
-        return PlaceRun(reader, topic, origin, first, [start] * times)
+        return PlaceRun(reader, topic, origin, first, Same(start, times))
     return PlaceRun(reader, topic, origin, first, range(start, start + step * times, step))
 
 

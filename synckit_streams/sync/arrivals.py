@@ -8,6 +8,8 @@ for good, and its key is told to the peers.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import count, groupby
+from operator import sub
 
 import msgspec
 
@@ -17,6 +19,7 @@ from synckit_streams.model.codec import refusal
 from synckit_streams.model.event import Event
 from synckit_streams.model.exchange import Arrival, PlaceRun
 from synckit_streams.sync.changes import Aside
+from synckit_streams.sync.places import even_parts
 from synckit_streams.sync.turn import Turn
 
 
@@ -63,8 +66,20 @@ def receive(turn: Turn, received: Sequence[Arrival]) -> None:
             if waiting:
                 turn.release(key)
     for (reader, topic, origin), found in places.items():
-        turn.runs.extend(runs_of(reader, topic, origin, found))
-    turn.changes.runs.extend(turn.runs)
+        _note(turn, runs_of(reader, topic, origin, found))
+
+
+def recognise(turn: Turn, echoes: Sequence[PlaceRun]) -> None:
+    """Note where events of this store were read again; see `EventStore.append`."""
+    for run in echoes:
+        turn.topics.add(run.topic)
+        turn.duplicates += len(run.positions)
+    _note(turn, echoes)
+
+
+def _note(turn: Turn, runs: Sequence[PlaceRun]) -> None:
+    turn.runs.extend(runs)
+    turn.changes.runs.extend(runs)
 
 
 def declare_void(turn: Turn, voids: Sequence[Key]) -> None:
@@ -154,14 +169,10 @@ def runs_of(reader: str, topic: str, origin: str, found: list[tuple[int, int]]) 
         if position >= last.get(seq, 0):
             last[seq] = position
     runs: list[PlaceRun] = []
-    positions: list[int] = []
-    first = 0
-    for seq in sorted(last):
-        if positions and seq == first + len(positions):
-            positions.append(last[seq])
-            continue
-        if positions:
-            runs.append(PlaceRun(reader, topic, origin, first, positions))
-        first, positions = seq, [last[seq]]
-    runs.append(PlaceRun(reader, topic, origin, first, positions))
+    for start, numbers in groupby(map(sub, sorted(last), count())):
+        at = start + sum(len(run.positions) for run in runs)
+        # A frame each, or a constant step: what takes a few bytes on the disk, however many events it is.
+        for part in even_parts([last[seq] for seq in range(at, at + len(list(numbers)))]):
+            runs.append(PlaceRun(reader, topic, origin, at, part))
+            at += len(part)
     return runs

@@ -8,7 +8,7 @@ import msgspec
 
 from synckit_streams.model.clock import Key
 from synckit_streams.model.event import Draft, Offset, Stored
-from synckit_streams.model.exchange import Arrival
+from synckit_streams.model.exchange import Arrival, PlaceRun
 from synckit_streams.sync import arrivals, drafts
 from synckit_streams.sync.changes import Changes
 from synckit_streams.sync.drafts import Prepared
@@ -23,6 +23,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     drafts: Sequence[Draft] = ()
     received: Sequence[Arrival] = ()
     now_ms: int
+    echoes: Sequence[PlaceRun] = ()
     offsets: Mapping[str, Offset] = {}
     voids: Sequence[Key] = ()
     forget: Sequence[str] = ()
@@ -50,6 +51,8 @@ def decide(
         drafts.write(turn, prepared, repeats, now_ms=request.now_ms, traceparent=request.traceparent)
     if request.forget:
         arrivals.forget(turn, request.forget)
+    if request.echoes:
+        arrivals.recognise(turn, request.echoes)
     if request.received:
         arrivals.receive(turn, request.received)
     if request.voids:

@@ -42,7 +42,7 @@ from synckit_streams.errors import (
 from synckit_streams.model.clock import COUNTER_MAX, HybridTime, Key, VersionVector, keys_bytes
 from synckit_streams.model.codec import event_hash, node_of
 from synckit_streams.model.event import Draft, Event, Offset, Stored
-from synckit_streams.model.exchange import Arrival, Place
+from synckit_streams.model.exchange import Arrival, Place, PlaceRun
 from synckit_streams.model.seen import Seen
 from synckit_streams.ports.store import EventStore, Opening
 from synckit_streams.testing.store_model import StoreModel, sums
@@ -846,6 +846,29 @@ class StoreContract:
             result = await store.append(received=[*received, received[0]], now_ms=NOW_MS)
             expected = {each.key: at for each, at in zip(events, positions, strict=True)}
             assert places(result.runs) == places(await store.runs("r")) == expected
+
+    async def test_an_echo_is_a_duplicate_that_nobody_looks_at(self, opened: Any) -> None:
+        """Where own events were read is kept like any other place; nothing else changes."""
+        async with opened() as store:
+            own = (await store.append([draft("o-1"), draft("o-2"), draft("o-3")], now_ms=NOW_MS)).appended
+            origin = own[0].event.origin
+            before = await store.summary("orders")
+            runs = [
+                PlaceRun("r", "orders", origin, 1, [7, 7]),
+                PlaceRun("r", "orders", origin, 3, range(8, 9)),
+            ]
+            result = await store.append(echoes=runs, offsets={"r": Offset("log", 8)}, now_ms=NOW_MS)
+            assert (result.duplicates, result.stored) == (3, ())
+            assert result.summaries == {"orders": before}
+            expected = {own[0].event.key: 7, own[1].event.key: 7, own[2].event.key: 8}
+            assert places(result.runs) == places(await store.runs("r")) == expected
+            # Read once more: the later place counts, whichever way it came.
+            again = [Arrival(own[0].event, event_hash(own[0].event), Place("r", 9))]
+            await store.append(received=again, echoes=[PlaceRun("r", "orders", origin, 1, [8])], now_ms=NOW_MS)
+            assert places(await store.runs("r")) == {**expected, own[0].event.key: 9}
+        async with opened() as store:
+            assert places(await store.runs("r")) == {**expected, own[0].event.key: 9}
+            assert await store.offset("r") == Offset("log", 8)
 
     @pytest.mark.parametrize("step", ["commit", "committed"])
     async def test_a_failed_commit_leaves_nothing_half(self, opened: Any, step: str) -> None:
