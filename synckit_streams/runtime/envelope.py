@@ -114,8 +114,13 @@ def _raw(message: Message) -> bytes:
 
 
 def fingerprint(message: Message) -> bytes:
-    """What tells a message from every other one: to notice a log that was put back and written again."""
+    """What tells a message from every other one: to notice a log that was put back and written again.
+
+    Its id is part of that. An event that is published again is the same bytes, and may come to lie just where it lay
+    before; what lay before it may not.
+    """
     digest = sha256(message.body)
+    digest.update(f"\n{message.id}".encode())
     for name, value in sorted(message.headers.items()):
         digest.update(f"\n{name}: {value}".encode())
     return digest.digest()[:FINGERPRINT_BYTES]
