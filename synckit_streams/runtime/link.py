@@ -8,15 +8,15 @@ the store; so a session that fails is simply ended, and the next one begins wher
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Awaitable, Coroutine, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from synckit_streams.errors import (
+    ConnectorError,
     FrameMalformed,
     Rejected,
     StoreError,
-    SyncKitError,
     Timeout,
     TooLarge,
     Unavailable,
@@ -36,6 +36,7 @@ MESSAGES_MAX = 256
 TICK_S = 0.25
 TICK_HURRY_S = 0.02
 
+_T = TypeVar("_T")
 Work = protocol.Publish | protocol.Announce | protocol.Look
 
 
@@ -60,7 +61,7 @@ class Link:
 
     Args:
         name: See `link_name`.
-        connector: Made, opened by the first session.
+        connector: Made; every session opens it, which costs nothing when it is open already.
         driver: Of the node.
     """
 
@@ -70,7 +71,6 @@ class Link:
         self.driver = driver
         self.counts = Counts()
         self.session: Session | None = None
-        self._open = False
         driver.links[name] = self
 
     def post(self, effect: Work) -> None:
@@ -80,17 +80,9 @@ class Link:
         elif isinstance(effect, protocol.Publish):
             self.driver.replica.step(protocol.Failed(effect.link, effect.topic, effect.events))
 
-    async def ensure_open(self) -> None:
-        """Connect, once."""
-        if not self._open:
-            await self.connector.open()
-            self._open = True
-
     async def close(self) -> None:
-        """Let go of the broker."""
-        if self._open:
-            self._open = False
-            await self.connector.close()
+        """Let go of the broker; also of one that was never reached."""
+        await self.connector.close()
 
     def take_counts(self) -> Counts:
         """What was counted, and begin anew."""
@@ -104,13 +96,15 @@ class Session:
     Args:
         link: Over what.
         publish: False only reads (`pull`).
+        timeout_s: Longest time without any progress.
     """
 
-    def __init__(self, link: Link, *, publish: bool = True) -> None:
+    def __init__(self, link: Link, *, publish: bool = True, timeout_s: float = 30.0) -> None:
         self.link = link
         self.driver = link.driver
         self.progress = 0
         self._publish = publish
+        self._timeout_s = timeout_s
         self._tasks: list[asyncio.Task[None]] = []
         self._outbox: asyncio.Queue[Work] = asyncio.Queue()
         self._announcing = 0
@@ -124,7 +118,7 @@ class Session:
         link, driver = self.link, self.driver
         try:
             await driver.on_track()
-            await link.ensure_open()
+            await self._answer(link.connector.open())
             link.session = self
             driver.changed = self._changed.set
             await self._give(protocol.Mute(link.name, not self._publish or driver.settings.pull_only))
@@ -156,25 +150,40 @@ class Session:
         if isinstance(failure, StoreError):
             # What the replica believes may not be on the disk: forget it, and read the disk.
             await self.driver.reboot()
-        if isinstance(failure, SyncKitError):
+        if isinstance(failure, ConnectorError):
+            # The connector stays open: it comes back by itself, and closing it could be the end of a broker in memory.
             self._observe_link(up=False, reason=str(failure))
-            await self.link.close()
 
     def _observe_link(self, *, up: bool, reason: str = "") -> None:
         node = self.driver.settings.node
         self.driver.observe(telemetry.Link(node=node, connector=self.link.name, up=up, reason=reason))
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
-        async def guarded() -> None:
-            try:
-                await work
-            except asyncio.CancelledError:
-                raise
-            except BaseException as error:  # noqa: BLE001 - `wait` raises it in whoever holds the session
-                self._failure = self._failure or error
-                self._changed.set()
+    def _heed(self, task: asyncio.Task[None]) -> None:
+        """A task that fails ends the session."""
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._failure = self._failure or error
+            self._changed.set()
 
-        self._tasks.append(asyncio.create_task(guarded()))
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        task.add_done_callback(self._heed)
+        self._tasks.append(task)
+
+    async def _answer(self, asked: Awaitable[_T]) -> _T:
+        """What the broker answers.
+
+        Raises:
+            Timeout: it does not.
+        """
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await asked
+        except TimeoutError:
+            raise self._no_progress(self._timeout_s) from None
+
+    def _no_progress(self, timeout_s: float) -> Timeout:
+        return Timeout(f"{self.link.name} made no progress for {timeout_s:g} s")
 
     async def _give(self, given: protocol.Input) -> AppendResult | None:
         result = await self.driver.give(given)
@@ -184,7 +193,7 @@ class Session:
     async def _join(self, topic: str) -> None:
         """Find the topic's logs, and see whether they are the ones that the store remembers."""
         connector, store, name = self.link.connector, self.driver.store, self.link.name
-        bounds = await connector.bounds(topic)
+        bounds = await self._answer(connector.bounds(topic))
         stored: dict[int, Offset] = {}
         witness: dict[int, bool | None] = {}
         runs: list[tuple[int, Any]] = []
@@ -203,7 +212,7 @@ class Session:
         """Whether the message that was read last is still there, and the same."""
         if offset.log != log.identity or not log.first <= offset.position < log.end:
             return None
-        message = await self.link.connector.peek(topic, partition, offset.position)
+        message = await self._answer(self.link.connector.peek(topic, partition, offset.position))
         return None if message is None else fingerprint(message) == offset.fingerprint
 
     # --- reading -----------------------------------------------------------------------------------------------------
@@ -230,17 +239,14 @@ class Session:
                             if committing is not None:
                                 await committing
                             committing = asyncio.create_task(self._commit(topic, taken, found, identity))
+                            # Heard at once, and not when the next batch comes: that may be never.
+                            committing.add_done_callback(self._heed)
                             found, taken = [], []
                             await asyncio.sleep(0)
-                    if committing is not None and committing.done():
-                        await committing
-                        committing = None
-                if committing is not None:
-                    await committing
             finally:
-                if committing is not None and not committing.done():
-                    committing.cancel()
-                    await asyncio.gather(committing, return_exceptions=True)
+                # What the store has begun it finishes, whether or not anybody waits for it.
+                if committing is not None:
+                    await asyncio.wait([committing])
         raise Unavailable(f"{self.link.name} ended the stream of {topic!r}")
 
     async def _commit(
@@ -400,18 +406,22 @@ class Session:
             return False
         return all(driver.replica.settled(self.link.name, topic) for topic in driver.settings.topics)
 
-    async def meet(self, timeout_s: float) -> None:
+    async def meet(self, timeout_s: float | None = None) -> None:
         """Until there is nothing left to do: all read, all sent and read back, nothing owed, all said.
 
         What is written while it goes on is sent too, and not waited for.
 
+        Args:
+            timeout_s: Longest time without any progress, if it is not the session's.
+
         Raises:
-            Timeout: no progress for `timeout_s`.
+            Timeout: no progress for so long.
             Unavailable: the connection was lost.
             StoreError: the store failed.
         """
         loop = asyncio.get_running_loop()
         seen, since = -1, loop.time()
+        timeout_s = self._timeout_s if timeout_s is None else timeout_s
         await self._give(protocol.Meet(self.link.name))
         while True:
             self._changed.clear()
@@ -422,7 +432,7 @@ class Session:
             if self.progress != seen:
                 seen, since = self.progress, loop.time()
             elif loop.time() - since > timeout_s:
-                raise Timeout(f"{self.link.name} made no progress for {timeout_s:g} s")
+                raise self._no_progress(timeout_s)
             await self._wait(TICK_HURRY_S)
 
     async def live(self, until: asyncio.Event, interval_s: float) -> None:

@@ -285,8 +285,8 @@ class SyncNode:
             started = time.perf_counter()
             with self._driver.operation("sync"):
                 try:
-                    async with Session(link, publish=publish) as session:
-                        await session.meet(timeout_s)
+                    async with Session(link, publish=publish, timeout_s=timeout_s) as session:
+                        await session.meet()
                         result = await self._finish(link, started, ())
                         if live is not None:
                             await self._live(session, live, interval_s)
