@@ -18,7 +18,7 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
-from synckit_streams.errors import ClockSkew, SyncKitError
+from synckit_streams.errors import CauseUnknown, ClockSkew, IdReused, StoreClosed, StoreError, SyncKitError
 from synckit_streams.model.clock import HybridTime
 from synckit_streams.model.codec import TRACEPARENT_BYTES_MAX
 from synckit_streams.model.event import Draft
@@ -139,6 +139,11 @@ class Driver:
                 except asyncio.CancelledError:
                     self._lose_track(effect)
                     raise
+                except StoreError as error:
+                    # Whether a commit that failed is on the disk is for the disk to say.
+                    if not isinstance(error, IdReused | CauseUnknown | StoreClosed):
+                        self._lose_track(effect)
+                    raise
                 work += self.replica.step(protocol.Persisted(result, effect.cause))
             else:
                 self._carry(effect)
@@ -146,7 +151,7 @@ class Driver:
         return result
 
     def _lose_track(self, effect: protocol.Persist) -> None:
-        """The caller was cancelled while the store was writing: what it wrote is durable, and nobody told the replica.
+        """The caller was cancelled while the store was writing, or the commit failed halfway: nobody told the replica.
 
         The replica is told what the disk holds, as soon as the store can say.
         """
