@@ -60,6 +60,8 @@ log = logging.getLogger(__name__)
 
 CONNECT_S = 2.8
 """For the first connection, all servers of the URL together."""
+ANSWER_S = 1.0
+"""For an answer on the connection that we have, before we make a new one."""
 RECONNECT_PAUSE_S = 0.25
 SERVER_VERSION_MIN = (2, 10)
 WINDOW_MESSAGES = 512
@@ -928,8 +930,11 @@ class NatsConnector:
 
     async def open(self) -> None:
         """See `Connector.open`."""
-        if self._opened:
+        if self._opened and await self._answers():
             return
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            await wire.close(_not_open(self._address))
         self._opened = True
         try:
             wire = await self._ready()
@@ -938,6 +943,17 @@ class NatsConnector:
         except BaseException:
             await self.close()
             raise
+
+    async def _answers(self) -> bool:
+        """Whether the connection that we have is of any use, now."""
+        if self._wire is None or self._wire.gone is not None or not self._wire.client.is_connected:
+            return False
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                await self._wire.ask("INFO")
+        except (ConnectorError, TimeoutError):
+            return False
+        return True
 
     async def close(self) -> None:
         """See `Connector.close`. Ends every iterator of this connector."""

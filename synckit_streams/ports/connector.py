@@ -117,10 +117,10 @@ class Connector(Protocol):
         """What it can do; known before `open` as far as no server has to be asked, exact after it."""
 
     async def open(self) -> None:
-        """Connect.
+        """Connect; if it is open already, make sure that the broker still answers, and connect anew if it does not.
 
         Raises:
-            Unavailable: within 3 s if nobody listens there.
+            Unavailable: within 3 s if nobody listens there. It may be opened again.
         """
 
     async def close(self) -> None:
