@@ -85,10 +85,22 @@ class Seen:
             Invalid: a number outside [1, 2^63).
         """
         numbers: dict[str, list[Interval]] = {}
+        run: str | None = None
+        first = last = 0
         for origin, seq in dots:
-            if not 1 <= seq <= COUNTER_MAX:
+            if seq == last + 1 and origin == run:  # the common case: they ascend
+                last = seq
+                continue
+            if seq < 1:
                 raise Invalid(f"number {seq} of {origin!r:.80} is outside [1, 2^63)")
-            numbers.setdefault(origin, []).append((seq, seq))
+            if run is not None:
+                numbers.setdefault(run, []).append((first, last))
+            run, first, last = origin, seq, seq
+        if run is not None:
+            numbers.setdefault(run, []).append((first, last))
+        for origin, found in numbers.items():
+            if (greatest := max(found, key=lambda each: each[1])[1]) > COUNTER_MAX:
+                raise Invalid(f"number {greatest} of {origin!r:.80} is outside [1, 2^63)")
         return cls({origin: union(tuple(found), ()) for origin, found in numbers.items()})
 
     def __contains__(self, dot: object) -> bool:

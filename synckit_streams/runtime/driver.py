@@ -131,6 +131,7 @@ class Driver:
                         effect.drafts,
                         effect.received,
                         now_ms=self.world.wall_ms(),
+                        echoes=effect.echoes,
                         offsets=effect.offsets,
                         voids=effect.voids,
                         forget=effect.forget,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
+from typing import NamedTuple
 
 from synckit_streams.errors import SyncKitError
 from synckit_streams.model.cloudevent import from_headers, to_headers
@@ -23,7 +24,15 @@ FINGERPRINT_BYTES = 16
 _FRAME_HEADERS = {"content-type": "application/vnd.synckit.frame+msgpack", FRAME_HEADER: "1"}
 
 
-def to_messages(events: Sequence[tuple[Event, bytes]], *, packing: str, round_id: str, bytes_max: int) -> list[Message]:
+class Parcel(NamedTuple):
+    """A message, and which of the events are in it: so many, from `first` on."""
+
+    message: Message
+    first: Event
+    events: int
+
+
+def to_messages(events: Sequence[tuple[Event, bytes]], *, packing: str, round_id: str, bytes_max: int) -> list[Parcel]:
     """Events with their hashes, as messages.
 
     Args:
@@ -34,15 +43,16 @@ def to_messages(events: Sequence[tuple[Event, bytes]], *, packing: str, round_id
     """
     if packing == "batch":
         return [_frame(frame, round_id) for frame in _frames(events, min(FRAME_BYTES, bytes_max - HEADROOM_BYTES))]
-    messages = []
+    parcels: list[Parcel] = []
     for event, hash in events:
         headers = to_headers(event, hash)
         if _size_max(event) > bytes_max and _size(event, headers) > bytes_max:
             # Percent-encoding can triple a long aggregate id; a frame carries it as it is.
-            messages.append(_frame([(event, hash)], round_id))
+            parcels.append(_frame([(event, hash)], round_id))
             continue
-        messages.append(Message(_id(hash, round_id), event.aggregate_id, headers, event.payload))
-    return messages
+        message = Message(f"{hash[:16].hex()}.{round_id}", event.aggregate_id, headers, event.payload)
+        parcels.append(Parcel(message, event, 1))
+    return parcels
 
 
 def _size_max(event: Event) -> int:
@@ -55,14 +65,11 @@ def _size(event: Event, headers: Mapping[str, str]) -> int:
     return len(event.payload) + sum(map(len, headers)) + sum(map(len, headers.values())) + HEADROOM_BYTES
 
 
-def _id(hash: bytes, round_id: str) -> str:
-    return f"{hash[:16].hex()}.{round_id}"
-
-
-def _frame(events: Sequence[tuple[Event, bytes]], round_id: str) -> Message:
+def _frame(events: Sequence[tuple[Event, bytes]], round_id: str) -> Parcel:
     first, hash = events[0]
     # Order per aggregate is not the broker's to keep: what is early is held. So a frame may go to any partition.
-    return Message(_id(hash, f"{len(events)}.{round_id}"), first.origin, _FRAME_HEADERS, pack(events))
+    message = Message(f"{hash[:16].hex()}.{len(events)}.{round_id}", first.origin, _FRAME_HEADERS, pack(events))
+    return Parcel(message, first, len(events))
 
 
 def _frames(events: Sequence[tuple[Event, bytes]], bytes_max: int) -> Iterator[list[tuple[Event, bytes]]]:

@@ -8,6 +8,7 @@ the store; so a session that fails is simply ended, and the next one begins wher
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -21,18 +22,23 @@ from synckit_streams.errors import (
     TooLarge,
     Unavailable,
 )
+from synckit_streams.model.clock import HybridTime
 from synckit_streams.model.codec import node_of
 from synckit_streams.model.event import Event, Offset
-from synckit_streams.model.exchange import AppendResult, Arrival, Place
+from synckit_streams.model.exchange import AppendResult
 from synckit_streams.model.seen import Seen
 from synckit_streams.ports import telemetry
-from synckit_streams.ports.connector import Bounds, Connector, Delivery, Message
+from synckit_streams.ports.connector import Bounds, Connector, Message
 from synckit_streams.runtime.driver import Driver, logger
-from synckit_streams.runtime.envelope import arrivals, fingerprint, to_messages
+from synckit_streams.runtime.echoes import Echoes
+from synckit_streams.runtime.envelope import fingerprint, to_messages
+from synckit_streams.runtime.intake import Intake
 from synckit_streams.sync import protocol
 
-MESSAGES_MAX = 256
+MESSAGES_MAX = 1_000
 """Most messages in one batch from the connector."""
+COMMIT_BYTES = 4 * 1024 * 1024
+"""What is read is committed when there are so many bytes of it, or `Settings.batch_events` events."""
 TICK_S = 0.25
 TICK_HURRY_S = 0.02
 
@@ -109,6 +115,7 @@ class Session:
         self._outbox: asyncio.Queue[Work] = asyncio.Queue()
         self._announcing = 0
         self._listened: set[str] = set()
+        self._echoes = Echoes()
         self._changed = asyncio.Event()
         self._failure: BaseException | None = None
 
@@ -227,21 +234,17 @@ class Session:
             committing: asyncio.Task[None] | None = None
             try:
                 async for batch in batches:
-                    found: list[Arrival] = []
-                    taken: list[Delivery] = []
+                    intake = Intake(self.link.name, topic)
                     for delivery in batch:
-                        place = Place(
-                            protocol.reader_name(self.link.name, topic, delivery.partition), delivery.position
-                        )
-                        found += arrivals(delivery.message, topic, place)
-                        taken.append(delivery)
-                        if len(found) >= self.driver.settings.batch_events or delivery is batch[-1]:
+                        intake.add(delivery, self._echoes)
+                        full = intake.events >= self.driver.settings.batch_events or intake.bytes >= COMMIT_BYTES
+                        if full or delivery is batch[-1]:
                             if committing is not None:
                                 await committing
-                            committing = asyncio.create_task(self._commit(topic, taken, found, identity))
+                            committing = asyncio.create_task(self._commit(topic, intake, identity))
                             # Heard at once, and not when the next batch comes: that may be never.
                             committing.add_done_callback(self._heed)
-                            found, taken = [], []
+                            intake = Intake(self.link.name, topic)
                             await asyncio.sleep(0)
             finally:
                 # What the store has begun it finishes, whether or not anybody waits for it.
@@ -249,41 +252,41 @@ class Session:
                     await asyncio.wait([committing])
         raise Unavailable(f"{self.link.name} ended the stream of {topic!r}")
 
-    async def _commit(
-        self, topic: str, taken: Sequence[Delivery], found: list[Arrival], identity: Mapping[int, str]
-    ) -> None:
+    async def _commit(self, topic: str, intake: Intake, identity: Mapping[int, str]) -> None:
         started = asyncio.get_running_loop().time()
-        last = taken[-1]
+        found, last = intake.arrivals, intake.taken[-1]
         offset = Offset(identity.get(last.partition, ""), last.position, fingerprint(last.message))
         driver = self.driver
         if driver.settings.push_only:
             found = [each for each in found if each.event is None or node_of(each.event.origin) == driver.settings.node]
         with driver.operation("receive"):
-            result = await self._give(protocol.Received(self.link.name, topic, last.partition, found, offset))
+            given = protocol.Received(self.link.name, topic, last.partition, found, offset, intake.echoes)
+            result = await self._give(given)
             assert result is not None
             # Only now: what is acknowledged is durable.
-            for delivery in taken:
+            for delivery in intake.taken:
                 await delivery.ack()
             self.progress += 1
-            self._count(topic, taken, found, result, asyncio.get_running_loop().time() - started)
+            self._count(topic, intake, result, asyncio.get_running_loop().time() - started)
 
-    def _count(
-        self, topic: str, taken: Sequence[Delivery], found: Sequence[Arrival], result: AppendResult, duration: float
-    ) -> None:
+    def _count(self, topic: str, intake: Intake, result: AppendResult, duration: float) -> None:
         driver, node = self.driver, self.driver.settings.node
         counts = self.link.counts
-        counts.pulled += sum(1 for each in result.stored if node_of(each.event.origin) != node)
+        stored = [each.event for each in result.stored]
+        origins = Counter([event.origin for event in stored])
+        counts.pulled += sum(times for origin, times in origins.items() if node_of(origin) != node)
         counts.conflicts.update(result.conflicts)
-        ahead = max((each.event.at.wall_ms for each in result.stored), default=0) - driver.world.wall_ms()
-        traces = _traces(each.event for each in result.stored)
+        latest = max([event.at_packed for event in stored], default=0)
+        ahead = HybridTime.from_packed(latest).wall_ms - driver.world.wall_ms()
+        traces = _traces(stored)
         driver.observe(
             telemetry.Received(
                 node=node,
                 connector=self.link.name,
                 topic=topic,
-                messages=len(taken),
-                bytes=sum(len(each.message.body) for each in taken),
-                stored=len(result.stored),
+                messages=len(intake.taken),
+                bytes=intake.bytes,
+                stored=len(stored),
                 duplicates=result.duplicates,
                 held=len(result.held),
                 dropped=len(result.dropped),
@@ -353,10 +356,13 @@ class Session:
         driver, connector = self.driver, self.link.connector
         started = asyncio.get_running_loop().time()
         round_id = driver.world.entropy(6).hex()
-        messages = to_messages(
+        parcels = to_messages(
             page, packing=driver.settings.packing, round_id=round_id, bytes_max=connector.features.bytes_max
         )
-        sent = Seen.of(event.dot for event, _ in page)
+        messages = [parcel.message for parcel in parcels]
+        for parcel in parcels:
+            self._echoes.expect(*parcel)
+        sent = Seen.of((event.origin, event.seq) for event, _ in page)
         try:
             with driver.operation("publish"):
                 barrier = await connector.send(topic, messages)

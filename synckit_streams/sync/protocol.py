@@ -156,13 +156,14 @@ class Forgot(NamedTuple):
 
 
 class Received(NamedTuple):
-    """A batch from one partition, all up to and including `offset`."""
+    """A batch from one partition, all up to and including `offset`; `echoes` are our own messages, come back."""
 
     link: str
     topic: str
     partition: int
     arrivals: Sequence[Arrival]
     offset: Offset
+    echoes: Sequence[PlaceRun] = ()
 
 
 class Persisted(NamedTuple):
@@ -262,6 +263,7 @@ class Persist(NamedTuple):
 
     drafts: Sequence[Draft] = ()
     received: Sequence[Arrival] = ()
+    echoes: Sequence[PlaceRun] = ()
     offsets: Mapping[str, Offset] = {}
     voids: Sequence[Key] = ()
     forget: Sequence[str] = ()

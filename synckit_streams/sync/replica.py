@@ -198,7 +198,8 @@ class Replica:
     def _received(self, given: protocol.Received) -> list[Effect]:
         # The offset commits with the events: what is acknowledged is on the disk, and what is not comes again.
         reader = protocol.reader_name(given.link, given.topic, given.partition)
-        return [protocol.Persist(received=given.arrivals, offsets={reader: given.offset}, cause=given)]
+        offsets = {reader: given.offset}
+        return [protocol.Persist(received=given.arrivals, echoes=given.echoes, offsets=offsets, cause=given)]
 
     def _persisted(self, given: protocol.Persisted) -> list[Effect]:
         result, cause = given
