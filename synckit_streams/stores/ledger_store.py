@@ -175,7 +175,7 @@ class LedgerStore(ABC):
             await asyncio.wait([asyncio.wrap_future(self._finish.done)])
 
     def abandon(self) -> None:
-        """Stop as a killed process does, for a simulation: nothing is left clean, and what was not committed is lost."""
+        """Stop as a killed process does, for a simulation: nothing is left clean, what was not committed is lost."""
         self._queue = None
         if self._writes is not None:
             self._doubt = True
@@ -272,7 +272,7 @@ class LedgerStore(ABC):
             with self._transaction():
                 facts = self._facts(
                     ledger.wants(
-                        [draft[0] for _, prepared in group for draft in prepared],
+                        [each.draft for _, prepared in group for each in prepared],
                         [arrival for append, _ in group for arrival in append.request.received],
                     )
                 )

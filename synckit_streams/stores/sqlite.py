@@ -39,6 +39,8 @@ WRITE_CACHE_KIB = 16_000
 READ_CACHE_KIB = 4_000
 CHECKPOINT_PAGES = 4_000
 """How long the WAL grows before its pages are brought to their place."""
+INDEX_EVENTS = 16_384
+"""After how many events they are brought, sorted, into the index by aggregate; until then they are in `tail`."""
 
 
 class SqliteStore(LedgerStore):
@@ -58,6 +60,8 @@ class SqliteStore(LedgerStore):
         StoreInUse: another node has the file.
         ConfigError: the URL or an option is wrong.
     """
+
+    index_events = INDEX_EVENTS
 
     def __init__(
         self,
@@ -83,7 +87,11 @@ class SqliteStore(LedgerStore):
         self._read_only = read_only
         self._busy_timeout_s = busy_timeout_s
         self._claim = None if read_only else FileClaim(self.path)
-        self._secret = b""
+        self.aggregate_hash = schema.AggregateHash(b"")
+        self.tail: dict[int, list[int]] = {}
+        """The events of each aggregate that are not in the index yet; by the aggregate's hash, their positions."""
+        self._indexed = self._to_index = 0
+        self._looked_up: dict[Fork, int] = {}
 
     # --- opening and closing -----------------------------------------------------------------------------------------
 
@@ -186,7 +194,7 @@ class SqliteStore(LedgerStore):
         meta = dict(self.writer.execute("SELECT name, value FROM meta"))
         if "store" not in meta or "secret" not in meta:
             raise StoreCorrupt(f"{self.path} lacks its own identity")
-        self.id, self._secret = meta["store"], meta["secret"]
+        self.id, self.aggregate_hash = meta["store"], schema.AggregateHash(meta["secret"])
 
     def _begin_life(self, opening: Opening, token: str) -> str:
         """Give a new file its identity; keep the last incarnation only if nobody touched the file since its close."""
@@ -208,6 +216,8 @@ class SqliteStore(LedgerStore):
             self.writer.execute("BEGIN")
         try:
             self.numbers = schema.load_ledger(self.writer, ledger, node)
+            self._indexed, self.tail = schema.load_tail(self.writer)
+            self._to_index = self._indexed
         finally:
             if own and self.writer.in_transaction:
                 self.writer.execute("ROLLBACK")
@@ -240,7 +250,9 @@ class SqliteStore(LedgerStore):
     # --- writing -----------------------------------------------------------------------------------------------------
 
     def _facts(self, wants: Wants) -> SqliteFacts:
-        return SqliteFacts(self, wants)
+        facts = SqliteFacts(self, wants)
+        self._looked_up = facts.hashes
+        return facts
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -250,9 +262,12 @@ class SqliteStore(LedgerStore):
         try:
             yield
         except BaseException:
+            self._to_index = self._indexed
             self._end(commit=False)
             raise
         self._end(commit=True)
+        if self._to_index > self._indexed:
+            self._indexed, self.tail = self._to_index, {}
 
     def _begin(self) -> None:
         self.writer.execute("BEGIN IMMEDIATE")
@@ -272,37 +287,67 @@ class SqliteStore(LedgerStore):
     def _handle(self, queue: CommitQueue, block: Block) -> Transaction:
         return SqliteTransaction(self.writer, queue, block, self._translate)
 
-    def aggregate_hash(self, fork: Fork) -> int:
-        """The hash under which an aggregate is indexed."""
-        return schema.aggregate_hash(self._secret, *fork)
-
     def _number(self, fork: Fork) -> int:
         number = self.numbers.get(fork)
         if number is None:
             number = self.numbers[fork] = len(self.numbers) + 1
         return number
 
+    def _write_rows(self, changes: Changes) -> None:
+        many, tail, looked_up = self.writer.executemany, self.tail, self._looked_up
+        aggregate_hash, id_hash, encode = self.aggregate_hash, schema.id_hash, schema.encode_event
+        if changes.removed:
+            positions = [(position,) for position in changes.removed]
+            many(schema.UNINDEX_EVENT, positions)
+            many("DELETE FROM events WHERE position = ?", positions)
+        if changes.rekeyed:
+            moved = changes.rekeyed.values()
+            many(schema.PARK_EVENT, [(row.position,) for row in moved])
+            many(
+                schema.MOVE_EVENT,
+                [
+                    (
+                        self._number((row.event.topic, row.event.origin)),
+                        row.event.seq,
+                        row.hash,
+                        encode(row.event),
+                        row.position,
+                    )
+                    for row in moved
+                ],
+            )
+        rows: list[tuple[Any, ...]] = []
+        topic = origin = ""
+        stream = 0
+        for row in changes.rows:
+            event, position = row.event, row.position
+            if event.origin != origin or event.topic != topic:
+                topic, origin = event.topic, event.origin
+                stream = self._number((topic, origin))
+            fork = (topic, event.aggregate_id)
+            aggregate = looked_up.get(fork)
+            if aggregate is None:
+                aggregate = looked_up[fork] = aggregate_hash(fork)
+            found = tail.get(aggregate)
+            if found is None:
+                tail[aggregate] = [position]
+            else:
+                found.append(position)
+            rows.append(
+                (position, stream, event.seq, id_hash(event.id), aggregate, event.at_packed, row.twin, row.hash,
+                 row.body or encode(event))
+            )  # fmt: skip
+        many(schema.INSERT_EVENT, rows)
+        position = changes.rows[-1].position if changes.rows else 0
+        if position - self._indexed >= self.index_events:
+            self.writer.execute(schema.INDEX_EVENTS, (self._indexed,))
+            self.writer.execute("INSERT OR REPLACE INTO meta VALUES ('indexed', ?)", (position,))
+            self._to_index = position
+
     def _write(self, changes: Changes, origin: str) -> None:
         many = self.writer.executemany
-        hashes: dict[Fork, int] = {}
-
-        def values(event: Event) -> tuple[Any, ...]:
-            fork = (event.topic, event.aggregate_id)
-            aggregate = hashes.get(fork)
-            if aggregate is None:
-                aggregate = hashes[fork] = self.aggregate_hash(fork)
-            return schema.event_values(event, self._number((event.topic, event.origin)), aggregate)
-
-        if changes.removed:
-            many("DELETE FROM events WHERE position=?", [(position,) for position in changes.removed])
-        if changes.rekeyed:
-            # A key moves from one row to another: first out of the way, then to its place.
-            many("UPDATE events SET seq=-position WHERE position=?", [(position,) for position in changes.rekeyed])
-            moved = [(*values(row.event), row.hash, row.position) for row in changes.rekeyed.values()]
-            many(schema.UPDATE_EVENT, moved)
-        if changes.rows:
-            rows = [(row.position, *values(row.event), row.twin, row.hash) for row in changes.rows]
-            many(schema.INSERT_EVENT, rows)
+        if changes.rows or changes.reused:
+            self._write_rows(changes)
         if changes.streams:
             streams = self._ledger.streams
             many(
@@ -368,9 +413,9 @@ class SqliteStore(LedgerStore):
         if after is not None and after.log != self.id:
             raise Invalid(f"the offset is of the log {after.log!r}, this one is {self.id!r}")
         position = after.position if after is not None else 0
-        only = "" if topic is None else "AND s.topic = ? "
+        only = "" if topic is None else "AND stream IN (SELECT stream FROM streams WHERE topic = ?) "
         return await self._stored(
-            f"SELECT {schema.ROW_COLUMNS} {schema.FROM} WHERE e.position > ? {only}ORDER BY e.position LIMIT ?",
+            f"SELECT position, twin, body FROM events WHERE position > ? {only}ORDER BY position LIMIT ?",
             (position, limit) if topic is None else (position, topic, limit),
         )
 
@@ -385,21 +430,29 @@ class SqliteStore(LedgerStore):
 
     async def aggregate(self, topic: str, aggregate_id: str) -> Sequence[Event]:
         """See `EventStore`."""
+        self._opened()
+        hash = self.aggregate_hash((topic, aggregate_id))
+        # The tail first: what is brought into the index meanwhile is then found there.
+        late = f"position > {schema.INDEXED}"
+        parameters: tuple[Any, ...] = (hash, hash)
+        if not self._read_only:
+            late = "position IN (SELECT value FROM json_each(?))"
+            parameters = (hash, msgspec.json.encode(self.tail.get(hash, ())).decode(), hash)
         stored = await self._stored(
-            f"SELECT {schema.ROW_COLUMNS} {schema.FROM} WHERE e.aggregate = ? ORDER BY e.position",
-            (self.aggregate_hash((topic, aggregate_id)),),
+            "SELECT position, twin, body FROM events WHERE position IN (SELECT position FROM aggregates "
+            f"WHERE aggregate = ?) OR ({late} AND aggregate = ?) ORDER BY position",
+            parameters,
         )
         found = (each.event for each in stored)
         return [event for event in found if event.aggregate_id == aggregate_id and event.topic == topic]
 
     async def aggregates(self, topic: str, *, after: str, limit: int) -> Sequence[str]:
         """See `EventStore`."""
-        rows = await self._rows(
-            "SELECT e.aggregate_id FROM events e JOIN streams s USING (stream) WHERE s.topic = ? AND e.aggregate > ? "
-            "GROUP BY e.aggregate, e.aggregate_id ORDER BY e.aggregate LIMIT ?",
-            (topic, self.aggregate_hash((topic, after)) if after else -(2**63), limit),
-        )
-        return [row[0] for row in rows]
+        self._opened()
+        start = self.aggregate_hash((topic, after)) if after else -(2**63)
+        rows = await self._rows(schema.AGGREGATES_PAGE, (topic, start, limit, topic, start, limit))
+        found = dict(rows)
+        return [schema.decode_event(found[hash]).aggregate_id for hash in sorted(found)[:limit]]
 
     async def summary(self, topic: str) -> Summary:
         """See `EventStore`."""
@@ -410,11 +463,11 @@ class SqliteStore(LedgerStore):
     async def events(self, topic: str, origin: str, interval: Interval, *, limit: int) -> Sequence[tuple[Event, bytes]]:
         """See `EventStore`."""
         rows = await self._rows(
-            f"SELECT {schema.ROW_COLUMNS} FROM streams s JOIN events e USING (stream) "
+            "SELECT e.body, e.hash FROM streams s JOIN events e USING (stream) "
             "WHERE s.topic = ? AND s.origin = ? AND e.seq BETWEEN ? AND ? ORDER BY e.seq LIMIT ?",
             (topic, origin, *interval, limit),
         )
-        return [(Event(*row[3:]), row[2]) for row in rows]
+        return [(schema.decode_event(body), hash) for body, hash in rows]
 
     async def runs(self, reader: str) -> Sequence[PlaceRun]:
         """See `EventStore`."""

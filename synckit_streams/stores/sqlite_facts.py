@@ -22,9 +22,8 @@ class Rows(Protocol):
     id: str
     writer: sqlite3.Connection
     numbers: dict[Fork, int]
-
-    def aggregate_hash(self, fork: Fork) -> int:
-        """The hash under which an aggregate is indexed."""
+    tail: dict[int, list[int]]
+    aggregate_hash: schema.AggregateHash
 
 
 class SqliteFacts:
@@ -32,21 +31,14 @@ class SqliteFacts:
 
     def __init__(self, store: Rows, wants: Wants) -> None:
         self._store = store
+        self.hashes: dict[Fork, int] = {}
+        """The aggregates that were looked up, by their hash in the index."""
         self._ids: dict[str, Stored | None] = {}
         self._keys: dict[Key, bytes | None] = dict.fromkeys(wants.keys)
-        self._aggregates: dict[Fork, Known | None] = dict.fromkeys(wants.aggregates)
+        self._aggregates: dict[Fork, Known] = {}
         execute = store.writer.execute
         if wants.ids:
-            self._ids = dict.fromkeys(wants.ids)
-            rows = execute(
-                f"SELECT {schema.ROW_COLUMNS} {schema.FROM} WHERE e.id IN (SELECT value FROM json_each(?)) "
-                "ORDER BY e.position DESC",
-                (_encode_json(wants.ids).decode(),),
-            )
-            for stored in schema.stored_of(
-                rows, store.id
-            ):  # the last one written into the dict is the first in the log
-                self._ids[stored.event.id] = stored
+            self._look_up_ids(wants.ids)
         spans: dict[Fork, list[int]] = {}
         for key in wants.keys:
             spans.setdefault((key.topic, key.origin), []).append(key.seq)
@@ -60,30 +52,46 @@ class SqliteFacts:
         if wants.aggregates:
             self._look_up(wants.aggregates)
 
-    def _look_up(self, forks: Sequence[Fork]) -> None:
-        store = self._store
-        by_hash = {store.aggregate_hash(fork): fork for fork in forks}
-        rows = store.writer.execute(
-            "SELECT aggregate, stream, max(seq), at FROM events "
-            "WHERE aggregate IN (SELECT value FROM json_each(?)) GROUP BY aggregate, stream",
-            (_encode_json(list(by_hash)).decode(),),
+    def _look_up_ids(self, ids: Sequence[str]) -> None:
+        self._ids.update(dict.fromkeys(ids))
+        rows = self._store.writer.execute(
+            "SELECT position, twin, body FROM events WHERE id IN (SELECT value FROM json_each(?)) "
+            "ORDER BY position DESC",
+            (_encode_json([schema.id_hash(id) for id in ids]).decode(),),
         )
+        for stored in schema.stored_of(rows, self._store.id):
+            if stored.event.id in self._ids:  # the last one that is entered here is the first in the log
+                self._ids[stored.event.id] = stored
+
+    def _look_up(self, forks: Sequence[Fork]) -> None:
+        store, tail = self._store, self._store.tail
+        aggregate_hash = store.aggregate_hash
+        by_hash = {aggregate_hash(fork): fork for fork in forks}
+        self.hashes.update(zip(by_hash.values(), by_hash, strict=True))
+        rows = store.writer.execute(
+            "SELECT e.aggregate, e.stream, max(e.seq), max(e.at) FROM aggregates a JOIN events e USING (position) "
+            "WHERE a.aggregate IN (SELECT value FROM json_each(?)) GROUP BY e.aggregate, e.stream",
+            (_encode_json(list(by_hash)).decode(),),
+        ).fetchall()
+        late = [position for hash in by_hash if hash in tail for position in tail[hash]]
+        if late:
+            rows += store.writer.execute(
+                "SELECT aggregate, stream, seq, at FROM events WHERE position IN (SELECT value FROM json_each(?))",
+                (_encode_json(late).decode(),),
+            ).fetchall()
+        if not rows:
+            return
         names = {number: origin for (_, origin), number in store.numbers.items()}
         for hash, stream, seq, at in rows:
-            fork = by_hash[hash]
-            known = self._aggregates.get(fork)
-            if known is None:
-                known = self._aggregates[fork] = Known({}, 0)
-            known.last[names[stream]] = seq
+            known = self._aggregates.setdefault(by_hash[hash], Known({}, 0))
+            origin = names[stream]
+            known.last[origin] = max(seq, known.last.get(origin, 0))
             known.at_packed = max(known.at_packed, at)
 
     def by_id(self, id: str) -> Stored | None:
         """See `Facts`."""
         if id not in self._ids:
-            rows = self._store.writer.execute(
-                f"SELECT {schema.ROW_COLUMNS} {schema.FROM} WHERE e.id=? ORDER BY e.position LIMIT 1", (id,)
-            )
-            self._ids[id] = next(iter(schema.stored_of(rows, self._store.id)), None)
+            self._look_up_ids([id])
         return self._ids[id]
 
     def hash_of(self, key: Key) -> bytes | None:
@@ -99,17 +107,16 @@ class SqliteFacts:
     def by_key(self, key: Key) -> tuple[Stored, bytes] | None:
         """See `Facts`."""
         rows = self._store.writer.execute(
-            f"SELECT {schema.ROW_COLUMNS} {schema.FROM} WHERE e.stream=? AND e.seq=?",
+            "SELECT position, twin, body, hash FROM events WHERE stream=? AND seq=?",
             (self._store.numbers.get((key.topic, key.origin)), key.seq),
         ).fetchall()
-        return (schema.stored_of(rows, self._store.id)[0], rows[0][2]) if rows else None
+        return (schema.stored_of([rows[0][:3]], self._store.id)[0], rows[0][3]) if rows else None
 
     def aggregate(self, fork: Fork) -> Known | None:
         """See `Facts`."""
-        if fork not in self._aggregates:
-            self._aggregates[fork] = None
+        if fork not in self.hashes:
             self._look_up([fork])
-        return self._aggregates[fork]
+        return self._aggregates.get(fork)
 
 
 def _spans(numbers: list[int]) -> list[tuple[int, int]]:

@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from itertools import pairwise
+from struct import Struct
 from typing import Any
 
 import msgspec
@@ -15,7 +16,7 @@ from synckit_streams.model.clock import Key
 from synckit_streams.model.codec import node_of
 from synckit_streams.model.event import Event, Stored
 from synckit_streams.model.exchange import PlaceRun
-from synckit_streams.sync.ledger import Ledger, Stream
+from synckit_streams.sync.ledger import Fork, Ledger, Stream
 from synckit_streams.sync.places import Same
 
 APPLICATION_ID = 0x534B5331
@@ -29,15 +30,16 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE TABLE streams (
         stream INTEGER PRIMARY KEY, topic TEXT NOT NULL, origin TEXT NOT NULL,
         ranges BLOB NOT NULL, total BLOB NOT NULL, at INTEGER NOT NULL, UNIQUE (topic, origin));
-    -- The log. `position` ascends in commit order. `aggregate` is a keyed 64-bit hash of topic and aggregate id.
+    -- The log. `position` ascends in commit order; `body` is the event in its canonical form, which is what is hashed.
+    -- `id` and `aggregate` are 64-bit hashes: of the event's id, and (keyed) of topic and aggregate id.
     CREATE TABLE events (
-        position INTEGER PRIMARY KEY, stream INTEGER NOT NULL, seq INTEGER NOT NULL, id TEXT NOT NULL,
-        type TEXT NOT NULL, aggregate INTEGER NOT NULL, aggregate_id TEXT NOT NULL, payload BLOB NOT NULL,
-        metadata BLOB NOT NULL, prev INTEGER NOT NULL, context BLOB NOT NULL, causes BLOB NOT NULL, at INTEGER NOT NULL,
-        schema_version INTEGER NOT NULL, traceparent TEXT NOT NULL, twin INTEGER NOT NULL, hash BLOB NOT NULL);
+        position INTEGER PRIMARY KEY, stream INTEGER NOT NULL, seq INTEGER NOT NULL, id INTEGER NOT NULL,
+        aggregate INTEGER NOT NULL, at INTEGER NOT NULL, twin INTEGER NOT NULL, hash BLOB NOT NULL, body BLOB NOT NULL);
     CREATE UNIQUE INDEX events_key ON events (stream, seq);
     CREATE INDEX events_id ON events (id);
-    CREATE INDEX events_aggregate ON events (aggregate, stream, seq, at);
+    -- Where the events of an aggregate are, up to the position in meta's `indexed`. Filled in sorted portions: entered
+    -- one by one, these hashes would make every commit write most of the index's pages.
+    CREATE TABLE aggregates (aggregate INTEGER, position INTEGER, PRIMARY KEY (aggregate, position)) WITHOUT ROWID;
     -- Events that wait for a cause, and arrivals that were set aside (with a key when they are refused for good).
     CREATE TABLE held (hash BLOB PRIMARY KEY, event BLOB NOT NULL) WITHOUT ROWID;
     CREATE TABLE quarantine (position INTEGER PRIMARY KEY, reason TEXT NOT NULL, reader TEXT NOT NULL,
@@ -49,24 +51,27 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE TABLE places (run INTEGER PRIMARY KEY, reader TEXT NOT NULL, topic TEXT NOT NULL, origin TEXT NOT NULL,
         first INTEGER NOT NULL, positions BLOB NOT NULL);
     CREATE INDEX places_reader ON places (reader);
-    -- For people and SQL: the log with its names.
-    CREATE VIEW log AS SELECT e.position, s.topic, e.type, e.aggregate_id, CAST(e.payload AS TEXT) AS data,
-        e.id, s.origin, e.seq, e.at >> 16 AS wall_ms, e.twin FROM events e JOIN streams s USING (stream);
     """,
 )
 SCHEMA_VERSION = len(MIGRATIONS)
 
-EVENT_COLUMNS = (
-    "e.id, s.topic, e.type, e.aggregate_id, e.payload, e.metadata, s.origin, e.seq, e.prev, e.context, e.causes, e.at, "
-    "e.schema_version, e.traceparent"
+INSERT_EVENT = "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+# A key moves from one row to another: first out of the way, then to its place. Id and aggregate stay.
+PARK_EVENT = "UPDATE events SET seq = -position WHERE position = ?"
+MOVE_EVENT = "UPDATE events SET stream = ?, seq = ?, hash = ?, body = ? WHERE position = ?"
+UNINDEX_EVENT = (
+    "DELETE FROM aggregates WHERE (aggregate, position) IN (SELECT aggregate, position FROM events WHERE position = ?)"
 )
-ROW_COLUMNS = f"e.position, e.twin, e.hash, {EVENT_COLUMNS}"
-FROM = "FROM events e JOIN streams s USING (stream)"
-
-INSERT_EVENT = f"INSERT INTO events VALUES ({', '.join('?' * 17)})"
-UPDATE_EVENT = (
-    "UPDATE events SET stream=?, seq=?, id=?, type=?, aggregate=?, aggregate_id=?, payload=?, metadata=?, prev=?, "
-    "context=?, causes=?, at=?, schema_version=?, traceparent=?, hash=? WHERE position=?"
+INDEX_EVENTS = "INSERT INTO aggregates SELECT aggregate, position FROM events WHERE position > ? ORDER BY aggregate"
+INDEXED = "coalesce((SELECT value FROM meta WHERE name = 'indexed'), 0)"
+# By hash: from the index, and from the events beyond it. One event of each tells its aggregate's id.
+AGGREGATES_PAGE = (
+    "SELECT * FROM (SELECT a.aggregate, e.body FROM aggregates a CROSS JOIN events e USING (position) "
+    "JOIN streams s USING (stream) WHERE s.topic = ? AND a.aggregate > ? "
+    "GROUP BY a.aggregate ORDER BY a.aggregate LIMIT ?) "
+    "UNION ALL SELECT * FROM (SELECT e.aggregate, e.body FROM events e JOIN streams s USING (stream) "
+    f"WHERE e.position > {INDEXED} AND s.topic = ? AND e.aggregate > ? "
+    "GROUP BY e.aggregate ORDER BY e.aggregate LIMIT ?)"
 )
 UPSERT_STREAM = (
     "INSERT INTO streams VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (stream) DO UPDATE SET ranges=excluded.ranges, "
@@ -74,7 +79,9 @@ UPSERT_STREAM = (
 )
 UPSERT_OFFSET = "INSERT OR REPLACE INTO offsets VALUES (?, ?, ?, ?)"
 
-_encode = msgspec.msgpack.Encoder().encode
+UNSIGNED_MAX = (1 << 64) - 1
+_int64 = Struct(">q").unpack
+_encode = encode_event = msgspec.msgpack.Encoder().encode
 decode_event = msgspec.msgpack.Decoder(Event).decode
 _decode_ranges = msgspec.msgpack.Decoder(list[tuple[int, int]]).decode
 _decode_positions = msgspec.msgpack.Decoder(list[int]).decode
@@ -132,23 +139,41 @@ def migrate(connection: sqlite3.Connection, path: object, migrations: Sequence[s
                 connection.execute("ROLLBACK")
 
 
-def aggregate_hash(secret: bytes, topic: str, aggregate_id: str) -> int:
-    """A signed 64-bit hash, keyed so that nobody can aim for a collision; readers compare the text as well."""
-    digest = blake2b(f"{topic}\0{aggregate_id}".encode(), digest_size=8, key=secret).digest()
-    return int.from_bytes(digest, "big", signed=True)
+class AggregateHash:
+    """A signed 64-bit hash of topic and aggregate id, keyed so that nobody can aim for a collision.
+
+    Args:
+        secret: Of the file.
+    """
+
+    def __init__(self, secret: bytes) -> None:
+        self._keyed = blake2b(digest_size=8, key=secret)
+
+    def __call__(self, fork: Fork) -> int:
+        keyed = self._keyed.copy()
+        keyed.update(f"{fork[0]}\0{fork[1]}".encode())
+        found: int = _int64(keyed.digest())[0]
+        return found
 
 
-def event_values(event: Event, stream: int, aggregate: int) -> tuple[Any, ...]:
-    """The columns of an event between `position` and `twin`."""
-    return (
-        stream, event.seq, event.id, event.type, aggregate, event.aggregate_id, event.payload, event.metadata_json,
-        event.prev, event.context_bytes, event.after_bytes, event.at_packed, event.schema_version, event.traceparent,
-    )  # fmt: skip
+def id_hash(id: str) -> int:
+    """A signed 64-bit hash of an event's id. Of a UUIDv7 it is the part that ascends, so that the index
+    grows at its end.
+
+    Not keyed: whoever aims for a collision makes a look-up compare a few more ids, nothing else.
+    """
+    if len(id) == 36 and id[14] == "7":
+        try:
+            return (int(id[:8] + id[9:13] + id[14:18], 16) & UNSIGNED_MAX) - (1 << 63)
+        except ValueError:
+            pass
+    found: int = _int64(blake2b(id.encode(), digest_size=8).digest())[0]
+    return found
 
 
 def stored_of(rows: Iterable[tuple[Any, ...]], log: str) -> list[Stored]:
-    """Rows of `ROW_COLUMNS` as stored events."""
-    return [Stored(Event(*row[3:]), row[0], log, bool(row[1])) for row in rows]
+    """Rows of position, twin and body as stored events."""
+    return [Stored(decode_event(body), position, log, twin == 1) for position, twin, body in rows]
 
 
 def stream_values(number: int, key: tuple[str, str], stream: Stream) -> tuple[Any, ...]:
@@ -198,3 +223,15 @@ def load_ledger(connection: sqlite3.Connection, ledger: Ledger, node: str) -> di
     for hash, raw in connection.execute("SELECT hash, event FROM held"):
         ledger.load_held(decode_event(raw), hash)
     return numbers
+
+
+def load_tail(connection: sqlite3.Connection) -> tuple[int, dict[int, list[int]]]:
+    """Up to which position the index by aggregate reaches, and the positions beyond it by the aggregate's hash."""
+    found = connection.execute("SELECT value FROM meta WHERE name = 'indexed'").fetchone()
+    indexed: int = found[0] if found else 0
+    tail: dict[int, list[int]] = {}
+    for aggregate, position in connection.execute(
+        "SELECT aggregate, position FROM events WHERE position > ? ORDER BY position", (indexed,)
+    ):
+        tail.setdefault(aggregate, []).append(position)
+    return indexed, tail

@@ -19,12 +19,13 @@ from synckit_streams.sync.facts import Fork, Known
 
 
 class Row(msgspec.Struct, frozen=True, gc=False):
-    """One event of the log, with all that is written of it."""
+    """One event of the log, with all that is written of it; `body` is its canonical form if that is known already."""
 
     position: int
     event: Event
     hash: bytes
     twin: bool
+    body: bytes = b""
 
 
 class Aside(NamedTuple):
@@ -73,7 +74,7 @@ class Changes:
         self.forget: list[str] = []
         self.ids: dict[str, Stored] = {}
         self.late: dict[Fork, Known] = {}
-        """Aggregates that are not cached, as far as this transaction added to them."""
+        """Aggregates that are not in the mirror, as far as this transaction added to them."""
         self._by_key: dict[Key, Row] = {}
         self._indexed = 0
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
-from typing import NamedTuple
 
 import msgspec
 
@@ -35,12 +34,13 @@ _encode = msgspec.msgpack.Encoder().encode
 ORIGIN_BYTES_MAX = 128
 """More than an origin of ours and its counter need in a context."""
 
+WRITERS_FEW = 100
 NAMES_MAX = 10_000
 FIRST_VERSION = 1
 """The default of `Draft.schema_version`; compared by identity, so that True is not taken for it."""
 
 
-class Prepared(NamedTuple):
+class Prepared(msgspec.Struct, frozen=True, gc=False):
     """A draft in bytes; `context` is None when the store's own is wanted."""
 
     draft: Draft
@@ -118,8 +118,11 @@ def check(ledger: Ledger, prepared: Sequence[Prepared], facts: Facts, changes: C
     """
     repeats: dict[str, Stored] = {}
     digests: dict[str, bytes] = {}
-    for draft, payload, metadata, after, _ in prepared:
-        if after:
+    # Few writers cannot make a context too long, so few are not measured.
+    wide = any(len(ledger.streams.get(topic, ())) > WRITERS_FEW for topic in {each.draft.topic for each in prepared})
+    for each in prepared:
+        draft = each.draft
+        if draft.after:
             for cause in draft.after:
                 if Key(*cause) not in ledger:
                     raise CauseUnknown(f"`after` names {tuple(cause)}, which this store has never seen")
@@ -129,26 +132,22 @@ def check(ledger: Ledger, prepared: Sequence[Prepared], facts: Facts, changes: C
                 # A void one is in the context of whatever was released in its stead, so a caller may have read it.
                 if cause not in ledger and cause not in ledger.voids:
                     raise CauseUnknown(f"the context names {origin}:{seq}, which this store has never seen")
-        else:
+        elif wide:
             known = ledger.known((draft.topic, draft.aggregate_id), facts, changes)
-            # Few writers cannot reach the limit, so few are not measured.
-            if (
-                known is not None
-                and len(known.last) > 100
-                and len(vector_bytes(known.last)) > CONTEXT_BYTES_MAX - ORIGIN_BYTES_MAX
-            ):
+            if known is not None and len(vector_bytes(known.last)) > CONTEXT_BYTES_MAX - ORIGIN_BYTES_MAX:
                 raise TooLarge(
                     f"the aggregate {draft.aggregate_id!r:.80} has {len(known.last)} writers, too many to name",
                     hint="pass Draft.context with those that you have read",
                 )
-        if (id := draft.id) is None:
-            continue
-        digest = content_hash(draft.topic, draft.type, draft.aggregate_id, payload, metadata, draft.schema_version)
-        if (repeat := changes.ids.get(id) or facts.by_id(id)) is not None:
-            repeats[id] = repeat
-            digests.setdefault(id, event_content_hash(repeat.event))
-        if digests.setdefault(id, digest) != digest:
-            raise IdReused(f"the id {id!r} belongs to an event with other content")
+        if (id := draft.id) is not None:
+            digest = content_hash(
+                draft.topic, draft.type, draft.aggregate_id, each.payload, each.metadata, draft.schema_version
+            )
+            if (repeat := changes.ids.get(id) or facts.by_id(id)) is not None:
+                repeats[id] = repeat
+                digests.setdefault(id, event_content_hash(repeat.event))
+            if digests.setdefault(id, digest) != digest:
+                raise IdReused(f"the id {id!r} belongs to an event with other content")
     return repeats
 
 
@@ -166,16 +165,17 @@ def write(
     """
     ledger, changes, facts = turn.ledger, turn.changes, turn.facts
     stored = turn.appended
-    if len(repeats) and all(each.draft.id in repeats for each in prepared):
+    if repeats and all(each.draft.id in repeats for each in prepared):
         stored.extend(repeats[each.draft.id or ""] for each in prepared)
         turn.topics.update(each.draft.topic for each in prepared)
         return
     origin, log, now = ledger.own_origin(), ledger.log, now_ms << 16
-    aggregates, rows, waiting = ledger.aggregates, changes.rows, ledger.waiting
-    new_ids = iter(ledger.new_ids(sum(each.draft.id is None for each in prepared), now_ms))
+    rows, late, waiting = changes.rows, changes.late, ledger.waiting
+    new_ids = iter(ledger.new_ids(sum([each.draft.id is None for each in prepared]), now_ms))
     clock, position = ledger.at_packed, ledger.position
     topic, stream = "", Stream()
-    for draft, payload, metadata, after, context in prepared:
+    for each in prepared:
+        draft, context = each.draft, each.context
         id = draft.id
         if id is None:
             id = next(new_ids)
@@ -190,49 +190,53 @@ def write(
             turn.topics.add(topic)
         aggregate_id = draft.aggregate_id
         fork = (topic, aggregate_id)
-        known = aggregates.get(fork)
-        if known is None:
-            known = aggregates[fork] = ledger.known(fork, facts, changes) or Known({}, 0)
-        last = known.last
-        if context is None:
-            context = vector_bytes(last) if last else b""
+        known = ledger.known(fork, facts, changes)
+        latest = prev = 0
+        if known is not None:
+            prev = known.last.get(origin, 0)
             latest = known.at_packed
-        else:
+            if context is None:
+                context = vector_bytes(known.last)
+        if each.context is not None:
             latest = _latest_in(turn, draft, known)
-        if after:
+        if each.after:
             latest = max(latest, turn.latest(Key(*cause) for cause in draft.after))
         # A clock that stands at its end stays there: an event from afar must not stop the writing.
         clock = min(max(now, clock, latest) + 1, COUNTER_MAX)
         seq = stream.last + 1
         event = Event(
-            id, topic, draft.type, aggregate_id, payload, metadata,
-            origin, seq, last.get(origin, 0), context, after, clock, draft.schema_version, traceparent,
+            id, topic, draft.type, aggregate_id, each.payload, each.metadata, origin, seq, prev, context or b"",
+            each.after, clock, draft.schema_version, traceparent,
         )  # fmt: skip
-        hash = sha256(_encode(event)).digest()
+        body = _encode(event)
+        hash = sha256(body).digest()
         stream.add(seq, hash)
         position += 1
-        rows.append(Row(position, event, hash, False))
+        rows.append(Row(position, event, hash, False, body))
         here = Stored(event, position, log)
         stored.append(here)
-        turn.fresh += 1
         if draft.id is not None:
             changes.ids[id] = here
-        last[origin] = seq
-        if known.at_packed < clock:
-            known.at_packed = clock
+        if known is None:
+            late[fork] = Known({origin: seq}, clock)
+        else:
+            known.last[origin] = seq
+            if known.at_packed < clock:
+                known.at_packed = clock
+        turn.fresh += 1
+        stream.at_packed = clock
         if waiting:
             ledger.at_packed, ledger.position = clock, position
             turn.release(event.key)
             position = ledger.position
-        stream.at_packed = clock
     ledger.at_packed, ledger.position = clock, position
 
 
-def _latest_in(turn: Turn, draft: Draft, known: Known) -> int:
+def _latest_in(turn: Turn, draft: Draft, known: Known | None) -> int:
     """The greatest hybrid time in the context that a caller gave."""
     assert draft.context is not None
     if not draft.context:
         return 0
-    if dict(draft.context) == known.last:  # nothing came between the reading and the writing
+    if known is not None and dict(draft.context) == known.last:  # nothing came between the reading and the writing
         return known.at_packed
     return turn.latest(Key(draft.topic, origin, seq) for origin, seq in draft.context.items())

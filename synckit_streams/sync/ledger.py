@@ -171,18 +171,23 @@ class Ledger:
         return None
 
     def known(self, fork: Fork, facts: Facts, changes: Changes) -> Known | None:
-        """What is known of an aggregate: the mirror's, else what the store found and this transaction has added."""
+        """What is known of an aggregate, to be read and changed; None for a new one.
+
+        What the disk knows is worth remembering. An aggregate that only this transaction has seen is not: in a bulk
+        load most are never written again.
+        """
         known = self.aggregates.get(fork)
         if known is not None:
             return known
-        known = facts.aggregate(fork)
-        late = changes.late.get(fork) if changes.late else None
-        if late is None:
-            return known
+        known, late = facts.aggregate(fork), changes.late.get(fork)
         if known is None:
-            return Known(dict(late.last), late.at_packed)
-        last = {**late.last, **{origin: max(seq, late.last.get(origin, 0)) for origin, seq in known.last.items()}}
-        return Known(last, max(known.at_packed, late.at_packed))
+            return late
+        if late is not None:
+            for origin, seq in late.last.items():
+                known.last[origin] = max(seq, known.last.get(origin, 0))
+            known.at_packed = max(known.at_packed, late.at_packed)
+        self.aggregates[fork] = known
+        return known
 
     # --- what a turn draws -------------------------------------------------------------------------------------------
 

@@ -35,8 +35,9 @@ class MemoryMedia:
 class SqliteMedia:
     """SQLite stores in one folder."""
 
-    def __init__(self, folder: Path, **options: Any) -> None:
+    def __init__(self, folder: Path, *, index_events: int = 16_384, **options: Any) -> None:
         self.folder = folder
+        self.index_events = index_events
         self.options = options
 
     def path(self, medium: str) -> Path:
@@ -45,7 +46,9 @@ class SqliteMedia:
 
     def make(self, medium: str, *, probe: Probe | None = None) -> SqliteStore:
         """See `Media`."""
-        return SqliteStore(f"sqlite:///{self.path(medium)}".replace(" ", "%20"), probe=probe, **self.options)
+        store = SqliteStore(f"sqlite:///{self.path(medium)}".replace(" ", "%20"), probe=probe, **self.options)
+        store.index_events = self.index_events
+        return store
 
     def copy(self, source: str, target: str) -> None:
         """See `Media`: `cp -a` of all that lies there, the token beside it included."""

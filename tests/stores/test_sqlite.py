@@ -21,10 +21,10 @@ class TestSqliteStore(StoreContract):
 
 
 class TestSqliteStoreInOneThread(StoreContract):
-    """The same where a simulation wants no threads."""
+    """The same where a simulation wants no threads, and the index by aggregate is brought up to date all the time."""
 
     histories = 5
 
     @pytest.fixture
     def media(self, tmp_path: Path) -> SqliteMedia:
-        return SqliteMedia(tmp_path, threads=False)
+        return SqliteMedia(tmp_path, threads=False, index_events=3)
