@@ -33,6 +33,7 @@ class AutoSync:
         self._dice = dice
         self._stop = asyncio.Event()
         self._wake = asyncio.Event()
+        self._failures = 0
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -44,6 +45,10 @@ class AutoSync:
         """Begin."""
         self._stop.clear()
         self._task = asyncio.create_task(self._run(), name="synckit-auto-sync")
+
+    def met(self) -> None:
+        """A meeting succeeded; what happens to the connection afterwards is another matter."""
+        self._failures = 0
 
     def wake(self) -> None:
         """Something was written here: do not sleep through it."""
@@ -59,21 +64,23 @@ class AutoSync:
         await task
 
     async def _run(self) -> None:
-        failures = 0
         while not self._stop.is_set():
+            # Cleared before the try and not before the sleep: what is written while the try fails is worth another one.
+            self._wake.clear()
             try:
                 await self._meet(self._stop)
-                failures = 0
-            except SyncKitError as error:
-                failures += 1
+            except Exception as error:  # noqa: BLE001 - whatever it was, the next meeting may go well
+                self._failures += 1
                 delay_ms = next_delay_ms(
-                    failures, base_ms=BACKOFF_BASE_MS, delay_ms_max=BACKOFF_MS_MAX, dice=self._dice()
+                    self._failures, base_ms=BACKOFF_BASE_MS, delay_ms_max=BACKOFF_MS_MAX, dice=self._dice()
                 )
-                logger.info("offline (%s); the next try is in %.1f s", error, delay_ms / 1000)
+                if isinstance(error, SyncKitError):
+                    logger.info("offline (%s); the next try is in %.1f s", error, delay_ms / 1000)
+                else:  # a defect, of ours or of a connector
+                    logger.exception("a sync failed; the next try is in %.1f s", delay_ms / 1000)
                 await self._sleep(delay_ms / 1000)
 
     async def _sleep(self, seconds: float) -> None:
-        self._wake.clear()
         if self._stop.is_set():
             return
         least = min(seconds, WAKE_LEAST_S)

@@ -7,10 +7,11 @@ import inspect
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from types import TracebackType
 from typing import Any
 
-from synckit_streams.errors import ConfigError, FeatureUnsupported, Invalid, StoreClosed, SyncKitError
+from synckit_streams.errors import ConfigError, FeatureUnsupported, Invalid, StoreClosed, StoreError, SyncKitError
 from synckit_streams.model.codec import check_node_id, check_topic
 from synckit_streams.model.event import Draft, Event, Offset, Stored
 from synckit_streams.ports.connector import Connector
@@ -33,6 +34,8 @@ logger = logging.getLogger("synckit_streams")
 
 OnResult = Callable[[SyncResult], Any]
 PAGE_EVENTS = 1_000
+PROJECT_PAUSE_S = 0.1
+"""Least time between two looks of the projections at the log while auto-sync is live."""
 
 
 class SyncNode:
@@ -126,7 +129,9 @@ class SyncNode:
         self._listeners: list[OnResult] = []
         self._meeting = asyncio.Lock()
         self._auto: AutoSync | None = None
-        self._yield_live = asyncio.Event()
+        self._following: asyncio.Task[None] | None = None
+        self._guests = 0
+        self._guest_came = asyncio.Event()
         self._interval_s = 30.0
         self._timeout_s = 30.0
         self._opened = False
@@ -278,29 +283,43 @@ class SyncNode:
         self._check_open()
         if not self._links:
             raise ConfigError("this node has no connector", hint='for example connectors=["nats://127.0.0.1:4222"]')
-        self._yield_live.set()  # auto-sync, if it is live just now, makes room
-        async with self._meeting:
-            self._yield_live.clear()
+        async with self._turn(guest=live is None):
             link = self._links[0]
             started = time.perf_counter()
             with self._driver.operation("sync"):
                 try:
                     async with Session(link, publish=publish, timeout_s=timeout_s) as session:
                         await session.meet()
-                        result = await self._finish(link, started, ())
+                        result = await self._finish(link, started)
                         if live is not None:
+                            if self._auto is not None:
+                                self._auto.met()
                             await self._live(session, live, interval_s)
                 except SyncKitError as error:
                     self._observe_sync(None, time.perf_counter() - started, error.code)
                     raise
         return result
 
+    @asynccontextmanager
+    async def _turn(self, *, guest: bool) -> AsyncIterator[None]:
+        """One meeting at a time. Auto-sync, when it is live, makes room for a guest, and for the guests behind him."""
+        self._guests += guest
+        if guest:
+            self._guest_came.set()
+        try:
+            async with self._meeting:
+                yield
+        finally:
+            self._guests -= guest
+            if not self._guests:
+                self._guest_came.clear()
+
     async def _live(self, session: Session, stop: asyncio.Event, interval_s: float) -> None:
         """Stay connected until the interval is over, auto-sync stops, or somebody wants a meeting of his own."""
         ended = asyncio.Event()
 
         async def either() -> None:
-            waits = [asyncio.create_task(each.wait()) for each in (stop, self._yield_live)]
+            waits = [asyncio.create_task(each.wait()) for each in (stop, self._guest_came)]
             try:
                 await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             finally:
@@ -314,12 +333,22 @@ class SyncNode:
             if stop.is_set():
                 # Drain: what was written last goes out before the connection does.
                 await session.meet(min(self._timeout_s, 5.0))
-                await self._finish(session.link, time.perf_counter(), ())
+                await self._finish(session.link, time.perf_counter())
         finally:
             watcher.cancel()
             await asyncio.gather(watcher, return_exceptions=True)
 
-    async def _finish(self, link: Link, started: float, errors: tuple[Exception, ...]) -> SyncResult:
+    async def _project_live(self) -> None:
+        """Let the projections follow the log between two meetings. What fails is said by the next meeting."""
+        async for _ in self.store.watch():
+            with suppress(StoreError):
+                await self._projector.catch_up()
+            await asyncio.sleep(PROJECT_PAUSE_S)
+
+    async def _finish(self, link: Link, started: float) -> SyncResult:
+        _, failures = await self._projector.catch_up()
+        for failure in failures:
+            logger.error("%s: %s", self.node_id, failure, exc_info=failure)
         counts = link.take_counts()
         replica = self._driver.replica
         result = gather(
@@ -328,10 +357,9 @@ class SyncNode:
             pulled=counts.pulled,
             conflicts=len(counts.conflicts),
             duration_s=time.perf_counter() - started,
-            errors=errors,
+            errors=tuple(failures),
         )
-        await self._projector.catch_up()
-        self._observe_sync(result, result.duration_s, "")
+        self._observe_sync(result, result.duration_s, failures[0].code if failures else "")
         for listener in list(self._listeners):
             try:
                 answer = listener(result)
@@ -376,12 +404,20 @@ class SyncNode:
 
         self._auto = AutoSync(meet, self._driver.world.dice)
         self._auto.start()
+        if self._projector:
+            self._following = asyncio.create_task(self._project_live(), name="synckit-project")
 
     async def stop_auto_sync(self) -> None:
         """Send what is still unsent, if the broker is there, and stop. Does nothing if it does not run."""
         auto, self._auto = self._auto, None
-        if auto is not None:
-            await auto.stop()
+        following, self._following = self._following, None
+        try:
+            if auto is not None:
+                await auto.stop()
+        finally:
+            if following is not None:
+                following.cancel()
+                await asyncio.gather(following, return_exceptions=True)
 
     def subscribe(self, on_result: OnResult) -> Callable[[], None]:
         """Call this with the result of every sync (it may be a coroutine function); gives what ends it."""
@@ -400,4 +436,7 @@ class SyncNode:
             ProjectionFailed: one raised; its offset has not moved.
         """
         self._check_open()
-        return await self._projector.catch_up()
+        applied, failures = await self._projector.catch_up()
+        if failures:
+            raise failures[0]
+        return applied

@@ -12,7 +12,15 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from synckit_streams.errors import ConfigError, ProjectionFailed, SyncKitError
+from synckit_streams.errors import (
+    ConfigError,
+    HandlerError,
+    ProjectionFailed,
+    StoreBusy,
+    StoreClosed,
+    StoreCorrupt,
+    StoreFull,
+)
 from synckit_streams.model.event import Offset, Stored
 from synckit_streams.ports.projection import Batch, Change, Projection
 from synckit_streams.ports.store import EventStore, Transaction
@@ -55,24 +63,26 @@ class Projector:
         self._resolver = resolver
         self._ready: set[str] = set()
 
-    async def catch_up(self) -> int:
-        """Apply everything that is in the log; gives how many events were applied.
+    def __bool__(self) -> bool:
+        return bool(self._projections)
+
+    async def catch_up(self) -> tuple[int, list[ProjectionFailed]]:
+        """Apply everything that is in the log; gives how many events were applied, and what failed meanwhile.
+
+        Each projection goes as far as it can; one that raises does not stop the others.
 
         Raises:
-            ProjectionFailed: one raised; the others have been run all the same.
             StoreError: the store failed.
         """
         applied = 0
-        failure: ProjectionFailed | None = None
+        failures: list[ProjectionFailed] = []
         for projection in self._projections:
             try:
                 while (count := await self._page(projection)) is not None:
                     applied += count
             except ProjectionFailed as error:
-                failure = failure or error
-        if failure is not None:
-            raise failure
-        return applied
+                failures.append(error)
+        return applied, failures
 
     async def _page(self, projection: Projection) -> int | None:
         """One page and its offset, in one transaction; None at the end of the log."""
@@ -115,8 +125,8 @@ class Projector:
     async def _run(self, projection: Projection, work: Callable[[], object] | object) -> None:
         try:
             await work  # type: ignore[misc]
-        except SyncKitError:
-            raise
+        except (ConfigError, StoreBusy, StoreClosed, StoreCorrupt, StoreFull):
+            raise  # not the projection's doing
         except Exception as error:
             raise ProjectionFailed(
                 f"the projection {projection.name!r} raised {type(error).__name__}: {error}",
@@ -130,7 +140,12 @@ class Projector:
         changes: list[Change] = []
         for topic, aggregate_id in touched:
             events = await store.aggregate(topic, aggregate_id)
-            current = resolve(self._resolver, conflict_of(topic, aggregate_id, events)).data
+            try:
+                current = resolve(self._resolver, conflict_of(topic, aggregate_id, events)).data
+            except HandlerError as error:
+                raise ProjectionFailed(
+                    f"the projection {projection.name!r} has no state for {aggregate_id!r}: {error.message}"
+                ) from error
             key = (projection.name, topic, aggregate_id)
             rows = await tx.execute(
                 "SELECT data FROM projection_applied WHERE projection = ? AND topic = ? AND aggregate_id = ?", key

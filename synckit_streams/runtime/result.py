@@ -24,7 +24,7 @@ class SyncResult(msgspec.Struct, frozen=True, kw_only=True):
             hold and this node lacks, and own events that no connector has acknowledged.
         missing_by_topic: The same, per topic.
         reasons: Why it is not complete, in words.
-        errors: What went wrong on the way and did not stop it.
+        errors: What went wrong on the way and did not stop it: projections that failed.
     """
 
     events_pushed: int
@@ -56,7 +56,7 @@ def gather(
         events_pulled=pulled,
         conflicts_resolved=conflicts,
         duration_s=duration_s,
-        complete=not errors and all(standing.complete for standing in standings.values()),
+        complete=all(standing.complete for standing in standings.values()),
         missing=dict(missing.ranges),
         missing_by_topic={
             topic: dict(standing.missing.ranges) for topic, standing in standings.items() if standing.missing

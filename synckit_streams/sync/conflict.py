@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
+from synckit_streams.errors import HandlerError
 from synckit_streams.model.clock import VersionVector
 from synckit_streams.model.codec import event_content_hash
 from synckit_streams.model.event import Event
@@ -121,8 +122,17 @@ def conflict_of(topic: str, aggregate_id: str, events: Sequence[Event]) -> Confl
 
 
 def resolve(resolver: ConflictResolver, conflict: Conflict) -> Resolution:
-    """Ask the resolver, also with one head; an aggregate without events resolves to nothing."""
+    """Ask the resolver, also with one head; an aggregate without events resolves to nothing.
+
+    Raises:
+        HandlerError: the resolver raised, or gave something else than a `Resolution`.
+    """
     if not conflict.events:
         return Resolution(None, None, (), Decision.NOOP, ("no event",))
-    answer = resolver.resolve(conflict)
+    try:
+        answer = resolver.resolve(conflict)
+    except Exception as error:
+        raise HandlerError(f"the resolver {resolver.name!r} raised {type(error).__name__}: {error}") from error
+    if not isinstance(answer, Resolution):
+        raise HandlerError(f"the resolver {resolver.name!r} gave {answer!r:.80}, which is no Resolution")
     return msgspec.structs.replace(answer, heads=conflict.heads)
