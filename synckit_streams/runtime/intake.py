@@ -25,6 +25,7 @@ class Intake:
         self.bytes = 0
         self._link = link
         self._topic = topic
+        self._readers: dict[int, str] = {}
         self.echoes: list[PlaceRun] = []
         """Where our own events were read."""
 
@@ -33,30 +34,31 @@ class Intake:
         message = delivery.message
         self.taken.append(delivery)
         self.bytes += len(message.body)
+        partition = delivery.partition
+        reader = self._readers.get(partition)
+        if reader is None:
+            reader = self._readers[partition] = reader_name(self._link, self._topic, partition)
         echo = echoes.take(message, self._topic)
         if echo is not None:
             self.events += echo.events
-            self._echo(echo, delivery)
+            self._echo(echo, reader, delivery.position)
             return
-        place = Place(reader_name(self._link, self._topic, delivery.partition), delivery.position)
-        found = arrivals(message, self._topic, place)
+        found = arrivals(message, self._topic, Place(reader, delivery.position))
         self.arrivals += found
         self.events += len(found)
 
-    def _echo(self, echo: Echo, delivery: Delivery) -> None:
-        reader = reader_name(self._link, self._topic, delivery.partition)
+    def _echo(self, echo: Echo, reader: str, position: int) -> None:
         if echo.events == 1 and self.echoes:
             # An event a message: the next number at the next position goes on with the last run.
             last = self.echoes[-1]
             at = last.positions
             if (
                 isinstance(at, range)
-                and at.stop == delivery.position
+                and at.stop == position
                 and last.first + len(at) == echo.first
                 and last.origin == echo.origin
             ):
-                self.echoes[-1] = last._replace(positions=range(at.start, delivery.position + 1))
+                self.echoes[-1] = last._replace(positions=range(at.start, position + 1))
                 return
-        position = delivery.position
         positions = range(position, position + 1) if echo.events == 1 else Same(position, echo.events)
         self.echoes.append(PlaceRun(reader, echo.topic, echo.origin, echo.first, positions))

@@ -39,6 +39,8 @@ MESSAGES_MAX = 1_000
 """Most messages in one batch from the connector."""
 COMMIT_BYTES = 4 * 1024 * 1024
 """What is read is committed when there are so many bytes of it, or `Settings.batch_events` events."""
+AHEAD_EVENTS_MAX = 8_000
+"""How many events may be sent and not yet read back before the next page waits for the reader."""
 TICK_S = 0.25
 TICK_HURRY_S = 0.02
 
@@ -117,6 +119,7 @@ class Session:
         self._listened: set[str] = set()
         self._echoes = Echoes()
         self._changed = asyncio.Event()
+        self._committed = asyncio.Event()
         self._failure: BaseException | None = None
 
     # --- beginning and ending ----------------------------------------------------------------------------------------
@@ -267,6 +270,7 @@ class Session:
             for delivery in intake.taken:
                 await delivery.ack()
             self.progress += 1
+            self._committed.set()
             self._count(topic, intake, result, asyncio.get_running_loop().time() - started)
 
     def _count(self, topic: str, intake: Intake, result: AppendResult, duration: float) -> None:
@@ -340,6 +344,7 @@ class Session:
             for origin, intervals in sorted(effect.events.ranges.items()):
                 for first, last in intervals:
                     while first <= last:
+                        await self._echoed(topic)
                         page = await self.driver.store.events(
                             topic, origin, (first, last), limit=self.driver.settings.batch_events
                         )
@@ -351,6 +356,14 @@ class Session:
         finally:
             if left:
                 await self._give(protocol.Failed(self.link.name, topic, left))
+
+    async def _echoed(self, topic: str) -> None:
+        """Until not too much of what was sent is still to be read back: more of it would only fill the memory."""
+        channel = self.driver.replica.channel(self.link.name, topic)
+        assert channel is not None
+        while sum(len(events) for events, barrier in channel.flights if barrier is not None) > AHEAD_EVENTS_MAX:
+            self._committed.clear()
+            await self._committed.wait()
 
     async def _send_page(self, topic: str, page: Sequence[tuple[Event, bytes]], *, again: bool) -> None:
         driver, connector = self.driver, self.link.connector
