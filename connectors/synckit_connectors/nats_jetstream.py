@@ -77,6 +77,7 @@ DIGEST_STREAM = "skd"
 OVERHEAD_BYTES = 256
 """Kept free in each message for what NATS and we add: the header's first line, and `Nats-Msg-Id`."""
 ID_CHARS_MAX = 200
+GOOD_NAMES_MAX = 1000
 NODE_HEADER = "Synckit-Node"
 
 _SAFE_TOKEN = re.compile(r"[A-Za-z0-9_-]+")
@@ -283,11 +284,12 @@ class _Wire:
 
     async def close(self, why: ConnectorError) -> None:
         """End it, and return when nothing of it is left."""
-        self._end(why)
+        self.end(why)
         if self._ending is not None:
             await asyncio.wait({self._ending})
 
-    def _end(self, why: ConnectorError) -> None:
+    def end(self, why: ConnectorError) -> None:
+        """It is gone, and everybody who waits is told why."""
         if self.gone is not None:
             return
         self.gone = why
@@ -296,6 +298,12 @@ class _Wire:
         self._tell(why)
         for reader in list(self.readers):
             reader.break_off(why.message)
+
+    @property
+    def heard(self) -> int:
+        """How many messages came. When none did, a connection that should bring some looks open and is not."""
+        count: int = self.client.stats["in_msgs"]
+        return count
 
     async def _close_client(self) -> None:
         # Ours first: when the socket is already dead, nats-py's close stops half-way and would leave their tasks.
@@ -331,7 +339,7 @@ class _Wire:
     async def _on_down(self) -> None:
         # Lost, or closed by the server with an error that nats-py does not come back from.
         self._cause = self.client.last_error or self._cause
-        self._end(Unavailable(f"the connection to {self._address} was lost: {self._cause or 'closed'}"))
+        self.end(Unavailable(f"the connection to {self._address} was lost: {self._cause or 'closed'}"))
 
     # ------------------------------------------------------------------------------------------- asking and answering
 
@@ -357,7 +365,7 @@ class _Wire:
         """Hand one message to the connection. It never waits."""
         if not self.client.is_connected:
             # nats-py calls back a little later than it changes its state, and not at all if its close fails half-way.
-            self._end(Unavailable(f"the connection to {self._address} was lost"))
+            self.end(Unavailable(f"the connection to {self._address} was lost"))
         if self.gone is not None:
             raise self.gone
         try:
@@ -368,6 +376,7 @@ class _Wire:
     async def request(self, subject: str, body: bytes = b"", *, headers: dict[str, str] | None = None) -> Msg:
         """Ask, and wait for the answer."""
         answer: asyncio.Future[Msg] = self._loop.create_future()
+        answer.add_done_callback(lambda done: done.cancelled() or done.exception())  # when publish raises, nobody waits
 
         def on_answer(token: str, msg: Msg | ConnectorError) -> None:
             if not answer.done():
@@ -377,7 +386,7 @@ class _Wire:
                     answer.set_result(msg)
 
         token = self.expect(on_answer)
-        heard = self.client.stats["in_msgs"]
+        heard = self.heard
         try:
             await self.publish(subject, body, reply=self.inbox + token, headers=headers)
             async with asyncio.timeout(self._options.timeout_s):
@@ -386,9 +395,8 @@ class _Wire:
             error: ConnectorError = Timeout(
                 f"no answer from {self._address} to {subject} within {self._options.timeout_s:g} s"
             )
-            if self.client.stats["in_msgs"] == heard:
-                # Nothing at all came: a connection that looks open and is not. The next call makes a new one.
-                self._end(error)
+            if self.heard == heard:
+                self.end(error)
             raise error from None
         finally:
             self.forget(token)
@@ -604,8 +612,6 @@ class _Pull:
         await self._leave_consumer()
         self._wire, self._consumer = wire, "sk" + secrets.token_hex(8)
         self._asked, self._number, self._broken = 0, 0, ""
-        # A pull below the size of one message would never get it.
-        self._bytes_max = max(self._bytes_max, wire.client.max_payload + OVERHEAD_BYTES)
         # A subject of its own for each consumer, so that nothing of an older one is taken for its.
         self._inbox = wire.client.new_inbox()
         wire.readers.add(self)
@@ -641,6 +647,7 @@ class _Pull:
             if full or (self._got and (not self._behind or not self._asked or self._broken)):
                 return self._cut()
             self._woken.clear()
+            wire, heard = self._wire, self._wire.heard if self._wire is not None else 0
             try:
                 async with asyncio.timeout(LINGER_S if self._got else patience_s):
                     await self._woken.wait()
@@ -649,6 +656,8 @@ class _Pull:
                     return self._cut()
                 if self._loop.time() - self._heard_at >= patience_s:
                     self.break_off("the server sends no heartbeats")
+                    if wire is not None and wire.heard == heard:
+                        wire.end(Unavailable(f"nothing comes from {self._link.address}, not even heartbeats"))
         return []
 
     def break_off(self, why: str) -> None:
@@ -774,7 +783,7 @@ class _Pull:
             # That request is over; so much of it was not sent.
             self._asked = max(self._asked - unsent, 0)
             if status == "409" and unsent >= self._asked_last:
-                self._bytes_max *= 2  # not even one message fitted: it was stored under a larger limit
+                self._bytes_max *= 2  # not even one message fitted
             self._woken.set()
         else:
             self.break_off(f"{status} {text}")
@@ -911,14 +920,16 @@ class NatsConnector:
 
     def __init__(self, url: str, **options: object) -> None:
         _require_nats()
-        self._address, from_url = _read(url)
+        self.address, from_url = _read(url)
         self.options = _options(from_url | options)
-        self._tls = _tls_context(self.options) if _wants_tls_context(self._address, self.options) else None
+        self._tls = _tls_context(self.options) if _wants_tls_context(self.address, self.options) else None
         self._opened = False
         self._wire: _Wire | None = None
         self._attempt: asyncio.Task[_Wire] | None = None
         self._made: set[str] = set()
         self._pulls: set[_Pull] = set()
+        self._good_names: set[str] = set()
+        """Header names that were looked at before."""
         self._bytes_max = 1024 * 1024 - OVERHEAD_BYTES
 
     @property
@@ -934,7 +945,7 @@ class NatsConnector:
             return
         wire, self._wire = self._wire, None
         if wire is not None:
-            await wire.close(_not_open(self._address))
+            await wire.close(_not_open(self.address))
         self._opened = True
         try:
             wire = await self._ready()
@@ -966,12 +977,12 @@ class NatsConnector:
             await asyncio.wait({self._attempt})
         wire, self._wire = self._wire, None
         if wire is not None:
-            await wire.close(_not_open(self._address))
+            await wire.close(_not_open(self.address))
 
     async def _ready(self) -> _Wire:
         """A connection; a new one if the last was lost."""
         if not self._opened:
-            raise _not_open(self._address)
+            raise _not_open(self.address)
         if self._wire is None or self._wire.gone is not None:
             # One attempt for all who want it. Who is cancelled while waiting does not cancel it for the others.
             attempt = self._attempt
@@ -980,7 +991,7 @@ class NatsConnector:
                 attempt.add_done_callback(lambda done: done.cancelled() or done.exception())  # perhaps nobody waits
             await asyncio.wait({attempt})
             if attempt.cancelled():
-                raise _not_open(self._address)
+                raise _not_open(self.address)
             return attempt.result()
         return self._wire
 
@@ -990,9 +1001,9 @@ class NatsConnector:
         until = 0.0 if self._wire is None else self._wire.gone_at + self.options.timeout_s
         try:
             if self._wire is not None:
-                await self._wire.close(_not_open(self._address))
+                await self._wire.close(_not_open(self.address))
             while True:
-                wire = _Wire(self._address, self.options, self._tls)
+                wire = _Wire(self.address, self.options, self._tls)
                 try:
                     await wire.connect()
                 except Unavailable:
@@ -1017,7 +1028,7 @@ class NatsConnector:
             return  # a build of somebody's own
         if found < SERVER_VERSION_MIN:
             raise Rejected(
-                f"the server at {self._address} is nats-server {found[0]}.{found[1]}",
+                f"the server at {self.address} is nats-server {found[0]}.{found[1]}",
                 hint=f"it has to be {SERVER_VERSION_MIN[0]}.{SERVER_VERSION_MIN[1]} or newer",
             )
 
@@ -1058,7 +1069,7 @@ class NatsConnector:
 
     async def _stored(self, stream: str, position: int) -> _Stored | None:
         answer = await self._ask(f"STREAM.MSG.GET.{stream}", {"seq": position})
-        if answer.error is not None and answer.error.err_code == _NO_MESSAGE:
+        if answer.error is not None and answer.error.err_code in (_NO_MESSAGE, _NO_STREAM):
             return None
         return _granted(answer, f"message {position} of {stream}").message
 
@@ -1112,7 +1123,12 @@ class NatsConnector:
         """See `Connector.send`. The messages that are not refused are stored, whatever happens to the others."""
         await self._ready()
         name = _stream_name(topic)
-        sending = _Sending([self._outgoing(name, message) for message in messages], self.options)
+        position = await self._publish(name, [self._outgoing(name, message) for message in messages])
+        return {0: position} if messages else {}
+
+    async def _publish(self, name: str, messages: Sequence[_Outgoing]) -> int:
+        """Return the greatest position when the stream has all of them, over as many connections as it takes."""
+        sending = _Sending(messages, self.options)
         while not sending.done:
             wire = await self._ready()
             try:
@@ -1126,27 +1142,31 @@ class NatsConnector:
                 await asyncio.sleep(RECONNECT_PAUSE_S)
         if sending.refused is not None:
             raise sending.refused
-        return {0: sending.last} if messages else {}
+        return sending.last
 
     def _outgoing(self, stream: str, message: Message) -> _Outgoing:
-        size = len(message.body)
-        for name, value in message.headers.items():
-            if not _HEADER_NAME.fullmatch(name) or name[:5].lower() == "nats-" or not _carried(value):
-                raise Rejected(
-                    f"message {message.id!r} has a header {name!r} that NATS cannot carry",
-                    hint="printable ASCII without blanks around it, and a name that does not begin with Nats-",
-                )
-            size += len(name) + len(value) + 4
+        headers = message.headers
+        text = "".join(headers.values())
+        if not (self._good_names.issuperset(headers) and " " not in text and _carried(text)):
+            for name, value in headers.items():  # one by one
+                if not _HEADER_NAME.fullmatch(name) or name[:5].lower() == "nats-" or not _carried(value):
+                    raise Rejected(
+                        f"message {message.id!r} has a header {name!r} that NATS cannot carry",
+                        hint="printable ASCII without blanks around it, and a name that does not begin with Nats-",
+                    )
+                if len(self._good_names) < GOOD_NAMES_MAX:
+                    self._good_names.add(name)
+        size = len(message.body) + len(text) + sum(map(len, headers)) + 4 * len(headers)
         if size > self._bytes_max:
             raise TooLarge(
-                f"message {message.id!r} has {size} bytes, {self._address} takes {self._bytes_max}",
+                f"message {message.id!r} has {size} bytes, {self.address} takes {self._bytes_max}",
                 hint="raise max_payload in the server's configuration",
             )
         if len(message.id) > ID_CHARS_MAX or not _carried(message.id):
             raise Rejected(f"message id {message.id[:ID_CHARS_MAX]!r} is too long or not printable ASCII")
-        headers = {"Nats-Msg-Id": message.id, **message.headers} if message.id else dict(message.headers)
+        sent = {"Nats-Msg-Id": message.id, **headers} if message.id else dict(headers)
         subject = _subjects(stream)[0][:-1] + _hash(message.partition_key)
-        return _Outgoing(message.id, subject, headers, message.body, size)
+        return _Outgoing(message.id, subject, sent, message.body, size)
 
     @asynccontextmanager
     async def receive(
@@ -1173,16 +1193,13 @@ class NatsConnector:
 
     async def announce(self, topic: str, node: str, body: bytes) -> None:
         """See `Connector.announce`. What was taken back stays as an empty message, which listeners pass over."""
-        wire = await self._ready()
+        await self._ready()
         if len(body) > self._bytes_max:
-            raise TooLarge(f"a digest of {len(body)} bytes; {self._address} takes {self._bytes_max}")
-        await self._made_stream(DIGEST_STREAM)
+            raise TooLarge(f"a digest of {len(body)} bytes; {self.address} takes {self._bytes_max}")
         token = node if _SAFE_TOKEN.fullmatch(node) else f"~{_hash(node)}"
         subject = f"{DIGEST_STREAM}.{_stream_name(topic)}.{token}"
-        msg = await wire.request(subject, body, headers={NODE_HEADER: quote(node, safe="")})
-        ack = _decode(_decode_ack, msg.data, subject)
-        if ack.error is not None:
-            raise _refusal(ack.error, "the digest")
+        headers = {NODE_HEADER: quote(node, safe="")}
+        await self._publish(DIGEST_STREAM, [_Outgoing("", subject, headers, body, len(body))])
 
     @asynccontextmanager
     async def listen(self, topic: str) -> AsyncIterator[AsyncIterator[Announced]]:

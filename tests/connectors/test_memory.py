@@ -108,6 +108,18 @@ class TestLifetime:
         assert bodies(await read(second, "t", 1)) == [b"a"]
         await second.close()
 
+    async def test_garbage_after_closing_changes_nothing(self, name: str) -> None:
+        """A connector leaves once: not again when it is collected, when others may already have set faults."""
+        connector = MemoryConnector(f"memory://{name}")
+        await connector.open()
+        await connector.close()
+        broker = memory_broker(name)
+        broker.down = True
+        del connector
+        gc.collect()
+        assert memory_broker(name).down
+        assert memory_broker(name) is broker
+
     async def test_names_are_apart(self, name: str) -> None:
         """Another name is another broker; letter case counts."""
         first, second = MemoryConnector(f"memory://{name}"), MemoryConnector(f"memory://{name.upper()}x/y")
@@ -323,12 +335,13 @@ class TestFaults:
 async def test_a_slow_listener_hears_the_latest(connector: MemoryConnector) -> None:
     """What newer digests of a node replaced is not queued up for a listener that stands still."""
     async with connector.listen("t") as announcements:
+        await connector.announce("t", "a", b"first")
+        await connector.announce("t", "b", b"x")
         for number in range(1000):
             await connector.announce("t", "a", b"%d" % number)
-        await connector.announce("t", "b", b"x")
         assert [await anext(announcements) for _ in range(3)] == [
-            Announced("a", b"999", 0.0),
             Announced("b", b"x", 0.0),
+            Announced("a", b"999", 0.0),
             Announced("", b"", 0.0),
         ]
 

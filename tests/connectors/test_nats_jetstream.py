@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -110,6 +110,7 @@ class Proxy:
         self._tasks: set[asyncio.Task[None]] = set()
         self._answering = asyncio.Event()
         self._answering.set()
+        self._frozen: set[asyncio.Task[None]] = set()
         self.url = ""
 
     async def __aenter__(self) -> Proxy:
@@ -126,6 +127,10 @@ class Proxy:
     def hold(self) -> None:
         """What the server says waits here."""
         self._answering.clear()
+
+    def freeze(self) -> None:
+        """The connections that are open now carry nothing any more, and are not closed; new ones are well."""
+        self._frozen |= self._tasks
 
     def release(self) -> None:
         """And goes on."""
@@ -144,15 +149,20 @@ class Proxy:
         try:
             with contextlib.suppress(OSError, asyncio.CancelledError):
                 await asyncio.gather(
-                    self._pump(reader, server_writer, held=False), self._pump(server_reader, writer, held=True)
+                    self._pump(reader, server_writer, task, held=False),
+                    self._pump(server_reader, writer, task, held=True),
                 )
         finally:
             self._tasks.discard(task)
             for each in (server_writer, writer):
                 each.close()
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, held: bool) -> None:
+    async def _pump(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, task: asyncio.Task[None], *, held: bool
+    ) -> None:
         while data := await reader.read(65536):
+            if task in self._frozen:
+                continue
             if held:
                 await self._answering.wait()
             writer.write(data)
@@ -242,6 +252,15 @@ async def test_a_repeated_publication_is_refused(nats_server: NatsServer, topic:
         with pytest.raises(Rejected, match="duplicate"):
             await connector.send(topic, [*(twice := texts("d")), *twice])
         assert bodies(await read(connector, topic, 4)) == [b"a", b"b", b"c", b"d"]
+
+
+@pytest.mark.parametrize("name", ["Nats-Rollup", "nats-msg-id", "NATS-TTL", "Bad Name", "Bad:Name", ""])
+async def test_headers_that_the_server_obeys_are_refused(nats_url: str, topic: str, name: str) -> None:
+    """A header of ours cannot empty a stream, or pretend to be an id."""
+    async with running(nats_url) as connector:
+        for _ in range(2):
+            with pytest.raises(Rejected, match="header"):
+                await connector.send(topic, [Message("1", "k", {"good": "1", name: "all"}, b"")])
 
 
 async def test_one_id_in_two_topics(nats_url: str, topic: str) -> None:
@@ -346,23 +365,74 @@ async def delete_consumers(admin: Any, topic: str) -> None:
         await admin.delete_consumer(f"sk-{topic}", each.name)
 
 
-async def test_no_heartbeat_is_noticed(nats_server: NatsServer, topic: str) -> None:
-    """A connection that looks open and brings nothing is given up, and reading goes on over a new one."""
+async def test_a_half_open_connection_is_noticed(nats_server: NatsServer, topic: str) -> None:
+    """It looks open and brings nothing: a reader misses heartbeats, a call its answer, and both take a new one."""
     async with (
         Proxy(nats_server.port) as proxy,
-        running(proxy.url, heartbeat_s=0.1, timeout_s=1) as connector,
+        running(proxy.url, heartbeat_s=0.1, timeout_s=0.5) as connector,
+        running(nats_server.url) as other,
         connector.receive(topic, group=None, start={}, batch_max=5) as batches,
     ):
         await connector.send(topic, texts("a"))
         assert bodies(await anext(batches)) == [b"a"]
         waiting = asyncio.ensure_future(anext(batches))
-        proxy.hold()
-        async with running(nats_server.url) as other:
-            await other.send(topic, texts("b"))
-        # Held for longer than it takes to see that heartbeats are missing, and to ask in vain.
-        asyncio.get_running_loop().call_later(0.6, proxy.cut)
-        asyncio.get_running_loop().call_later(0.6, proxy.release)
+        proxy.freeze()
+        await other.send(topic, texts("b"))
         assert bodies(await waiting) == [b"b"]
+        proxy.freeze()
+        with pytest.raises(Timeout):
+            await connector.bounds(topic)
+        assert (await connector.bounds(topic))[0].end == 3
+
+
+async def test_calls_wait_for_a_server_that_comes_back(nats_server: NatsServer, topic: str) -> None:
+    """Within `timeout_s` a restart is no error, for whoever calls meanwhile."""
+    async with running(nats_server.url, timeout_s=20) as connector:
+        await connector.send(topic, texts("a"))
+        await asyncio.to_thread(nats_server.stop)
+        calls: list[asyncio.Future[Any]] = [
+            asyncio.ensure_future(connector.bounds(topic)),
+            asyncio.ensure_future(connector.send(topic, texts("b"))),
+            asyncio.ensure_future(connector.announce(topic, "n", b"x")),
+            asyncio.ensure_future(read(connector, topic, 1)),
+        ]
+        await asyncio.wait(calls, timeout=1.0)
+        assert not any(each.done() for each in calls)
+        await asyncio.to_thread(nats_server.start)
+        await asyncio.gather(*calls)
+
+
+async def test_a_server_that_lost_its_store(nats_server: NatsServer, topic: str) -> None:
+    """It comes back empty: everything is made anew where it is asked for, and the log is another one."""
+    async with running(nats_server.url) as connector:
+        await connector.send(topic, texts("a"))
+        await connector.announce(topic, "n", b"x")
+        before = (await connector.bounds(topic))[0].identity
+        calls: list[Callable[[], Awaitable[object]]] = [
+            lambda: connector.announce(topic, "m", b"y"),
+            lambda: connector.send(topic, texts("b")),
+            lambda: connector.peek(topic, 0, 1),
+            lambda: heard(connector, topic),
+            lambda: connector.lag(topic, group=None, start={}),
+        ]
+        for call in calls:
+            await asyncio.to_thread(nats_server.stop)
+            shutil.rmtree(nats_server.store_dir)
+            await asyncio.to_thread(nats_server.start)
+            await call()
+        assert (await connector.bounds(topic))[0].identity != before
+
+
+async def test_a_control_stream_deleted_under_us(nats_server: NatsServer, topic: str) -> None:
+    """The next digest makes it anew; peeking into a deleted topic finds nothing."""
+    async with administrator(nats_server.url) as admin, running(nats_server.url) as connector:
+        await connector.announce(topic, "n", b"x")
+        await connector.send(topic, texts("a"))
+        await admin.delete_stream("skd")
+        await admin.delete_stream(f"sk-{topic}")
+        await connector.announce(topic, "n", b"y")
+        assert (await heard(connector, topic))["n"].body == b"y"
+        assert await connector.peek(topic, 0, 1) is None
 
 
 async def test_readers_leave_nothing_on_the_server(nats_url: str, topic: str) -> None:
@@ -818,33 +888,229 @@ async def test_tls_is_insisted_on(nats_server: NatsServer, userinfo: str) -> Non
             pass
 
 
-async def fake_server(version: str) -> asyncio.Server:
-    """Enough of a server to be connected to."""
-    info = {"server_id": "x", "version": version, "headers": True, "max_payload": 1048576, "proto": 1}
+class ScriptedServer:
+    """Speaks enough of the protocol to be connected to, and answers as the test says.
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(f"INFO {json.dumps(info)}\r\n".encode())
-        while line := await reader.readline():
-            if line == b"PING\r\n":
-                writer.write(b"PONG\r\n")
+    Args:
+        script: Called with the server, the subject and the reply subject of each publish.
+        version: What it says it is.
+        greeting: What it says to each connection, in turn; then "PONG".
+    """
+
+    def __init__(
+        self,
+        script: Callable[[ScriptedServer, str, str], None] = lambda server, subject, reply: None,
+        *,
+        version: str = "2.14.0",
+        greetings: Sequence[str] = (),
+    ) -> None:
+        self._script = script
+        self._info = {"server_id": "x", "version": version, "headers": True, "max_payload": 1048576, "proto": 1}
+        self._greetings = list(greetings)
+        self._subscriptions: dict[str, str] = {}
+        self._writer: asyncio.StreamWriter | None = None
+        self.published: list[str] = []
+        """Subjects of publishes, in order."""
+        self.url = ""
+
+    async def __aenter__(self) -> ScriptedServer:
+        self._listener = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.url = f"nats://127.0.0.1:{self._listener.sockets[0].getsockname()[1]}"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._listener.close()
+        await self._listener.wait_closed()
+
+    def say(self, inbox: str, body: object = b"", *, status: str = "", subject: str = "", reply: str = "") -> None:
+        """A message for whoever listens at `inbox`: with this body (JSON unless bytes), or this status line."""
+        payload = body if isinstance(body, bytes) else json.dumps(body).encode()
+        sid = next(
+            sid for heard, sid in self._subscriptions.items() if inbox == heard or inbox.startswith(heard.rstrip("*"))
+        )
+        assert self._writer is not None
+        head = f"NATS/1.0 {status}\r\n\r\n".encode() if status else b""
+        if head:
+            line = f"HMSG {subject or inbox} {sid} {reply} {len(head)} {len(head) + len(payload)}"
+        else:
+            line = f"MSG {subject or inbox} {sid} {reply} {len(payload)}"
+        self._writer.write(line.encode() + b"\r\n" + head + payload + b"\r\n")
+
+    def deliver(self, inbox: str, consumer: str, *, position: int, number: int, behind: int = 0) -> None:
+        """Message `position` of a stream, `number` of a consumer."""
+        reply = f"$JS.ACK.sk-t.{consumer}.1.{position}.{number}.{position}000.{behind}"
+        self.say(inbox, b"%d" % position, subject="sk.t.x", reply=reply)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writer = writer
+        self._subscriptions.clear()
+        writer.write(f"INFO {json.dumps(self._info)}\r\n".encode())
+        while line := (await reader.readline()).decode().split():
+            if line[0] == "PING":
+                said = self._greetings.pop(0) if self._greetings else "PONG"
+                if not said:
+                    break
+                writer.write(f"{said}\r\n".encode())
+            elif line[0] == "SUB":
+                self._subscriptions[line[1]] = line[-1]
+            elif line[0] in ("PUB", "HPUB"):
+                await reader.readexactly(int(line[-1]) + 2)
+                has_reply = len(line) == (4 if line[0] == "PUB" else 5)
+                self.published.append(line[1])
+                self._script(self, line[1], line[2] if has_reply else "")
         writer.close()
 
-    return await asyncio.start_server(serve, "127.0.0.1", 0)
+
+def jetstream(server: ScriptedServer, subject: str, reply: str) -> bool:
+    """What every JetStream server answers; False if this is something else."""
+    created = "2026-01-01T00:00:00.5Z"
+    if subject == "$JS.API.INFO":
+        server.say(reply, {})
+    elif subject.startswith("$JS.API.STREAM.INFO."):
+        server.say(reply, {"created": created, "config": {"subjects": ["sk.t.*"]}, "state": {"last_seq": 9}})
+    elif subject.startswith("$JS.API.STREAM.MSG.GET."):
+        server.say(reply, {"error": {"code": 404, "err_code": 10037, "description": "no message found"}})
+    elif subject.startswith("$JS.API.CONSUMER.CREATE."):
+        server.say(reply, {"created": created, "num_pending": 3})
+    else:
+        return False
+    return True
+
+
+async def test_one_message_is_not_taken_and_another_not_answered() -> None:
+    """No acknowledgement is taken for success: what was under way when the call had to start over goes again."""
+    count = 0
+    answered: list[str] = []
+
+    def script(server: ScriptedServer, subject: str, reply: str) -> None:
+        nonlocal count
+        if jetstream(server, subject, reply):
+            return
+        count += 1
+        if count == 2:
+            server.say(reply, status="503")
+        elif count > 3 or count == 1:
+            answered.append(subject)
+            server.say(reply, {"stream": "sk-t", "seq": count})
+
+    async with ScriptedServer(script) as server, running(server.url) as connector:
+        sent = numbers(1, 3)
+        assert dict(await connector.send("t", sent)) == {0: 5}
+        assert len(set(answered)) == 3
+
+
+async def test_an_answer_that_cannot_be_read() -> None:
+    """A clear error, not a crash and not success."""
+
+    def script(server: ScriptedServer, subject: str, reply: str) -> None:
+        if not jetstream(server, subject, reply):
+            server.say(reply, b"+OK whatever")
+
+    async with ScriptedServer(script) as server, running(server.url) as connector:
+        with pytest.raises(Rejected, match="cannot be read"):
+            await connector.send("t", texts("a"))
+
+
+async def test_a_skipped_message_is_fetched() -> None:
+    """A hole in the consumer's own numbers: a new consumer begins behind the last message that came in order."""
+    consumers: list[str] = []
+
+    def script(server: ScriptedServer, subject: str, reply: str) -> None:
+        if subject.startswith("$JS.API.CONSUMER.CREATE."):
+            consumers.append(subject.split(".")[-1])
+        if jetstream(server, subject, reply) or not subject.startswith("$JS.API.CONSUMER.MSG.NEXT."):
+            return
+        if len(consumers) == 1:
+            server.deliver(reply, consumers[0], position=1, number=1, behind=2)
+            server.deliver(reply, consumers[0], position=3, number=3)
+            server.deliver(reply, "another", position=7, number=1)
+        else:
+            server.deliver(reply, consumers[0], position=8, number=2)
+            server.deliver(reply, consumers[1], position=2, number=1, behind=1)
+            server.deliver(reply, consumers[1], position=3, number=2)
+
+    async with ScriptedServer(script) as server, running(server.url) as connector:
+        assert [each.position for each in await read(connector, "t", 3)] == [1, 2, 3]
+    assert len(consumers) == 2
+
+
+@pytest.mark.parametrize("status", ["408 Request Timeout", "409 Message Size Exceeds MaxBytes", "409 Batch Completed"])
+async def test_a_pull_that_is_over_is_followed_by_the_next(status: str) -> None:
+    """No consumer is made anew for that, and no heartbeat waited for."""
+    pulls = 0
+    consumers: list[str] = []
+
+    def script(server: ScriptedServer, subject: str, reply: str) -> None:
+        nonlocal pulls
+        if subject.startswith("$JS.API.CONSUMER.CREATE."):
+            consumers.append(subject.split(".")[-1])
+        if jetstream(server, subject, reply) or not subject.startswith("$JS.API.CONSUMER.MSG.NEXT."):
+            return
+        pulls += 1
+        if pulls == 5:
+            server.deliver(reply, consumers[0], position=1, number=1)
+        else:
+            server.say(reply, status=f"{status}\r\nNats-Pending-Messages: 64\r\nNats-Pending-Bytes: 0")
+
+    async with ScriptedServer(script) as server, running(server.url) as connector, asyncio.timeout(3):
+        assert len(await read(connector, "t", 1, batch_max=1)) == 1
+    assert len(consumers) == 1
+
+
+async def test_a_batch_does_not_wait_for_ever_to_be_full() -> None:
+    """The server has more ready, and it does not come: what is there is handed out."""
+
+    def script(server: ScriptedServer, subject: str, reply: str) -> None:
+        if not jetstream(server, subject, reply) and ".MSG.NEXT." in subject:
+            server.deliver(reply, subject.split(".")[-1], position=1, number=1, behind=99)
+
+    async with ScriptedServer(script) as server, running(server.url) as connector, asyncio.timeout(3):
+        assert len(await read(connector, "t", 1, batch_max=10)) == 1
+
+
+async def test_heartbeats_keep_a_reader_waiting() -> None:
+    """An idle server that says so is well: no consumer is made anew."""
+    beats = 0
+
+    def script(server: ScriptedServer, subject: str, reply: str) -> None:
+        def beat() -> None:
+            nonlocal beats
+            beats += 1
+            if beats == 8:
+                server.deliver(reply, subject.split(".")[-1], position=1, number=1)
+            else:
+                server.say(reply, status="100 Idle Heartbeat")
+                asyncio.get_running_loop().call_later(0.1, beat)
+
+        if not jetstream(server, subject, reply) and ".MSG.NEXT." in subject:
+            beat()
+
+    async with ScriptedServer(script) as server, running(server.url, heartbeat_s=0.15) as connector:
+        assert len(await read(connector, "t", 1)) == 1
+        assert sum(each.startswith("$JS.API.CONSUMER.CREATE.") for each in server.published) == 1
+
+
+async def test_a_server_that_refuses_and_then_hangs_up() -> None:
+    """Not being let in is what is reported, whatever the server says at the next attempt."""
+    async with ScriptedServer(greetings=["-ERR 'Authorization Violation'", "", "", ""]) as server:
+        with pytest.raises(Unauthorised, match="Authorization"):
+            async with running(server.url):
+                pass
 
 
 async def test_a_server_that_is_too_old() -> None:
     """It says which one it is, and which is needed."""
-    async with await fake_server("2.9.10") as server:
+    async with ScriptedServer(version="2.9.10") as server:
         with pytest.raises(Rejected, match=r"nats-server 2\.9.*2\.10 or newer"):
-            async with running(f"nats://127.0.0.1:{server.sockets[0].getsockname()[1]}"):
+            async with running(server.url):
                 pass
 
 
-async def test_a_server_that_hangs_up_later(topic: str) -> None:
-    """A server that knows nothing of JetStream never answers: a time-out of ours, not silence."""
-    async with await fake_server("2.14.0") as server:
+async def test_a_server_that_never_answers() -> None:
+    """A time-out of ours, not silence."""
+    async with ScriptedServer() as server:
         with pytest.raises(Timeout):
-            async with running(f"nats://127.0.0.1:{server.sockets[0].getsockname()[1]}", timeout_s=0.3):
+            async with running(server.url, timeout_s=0.3):
                 pass
 
 
