@@ -252,11 +252,9 @@ class LedgerStore(ABC):
         ready: list[tuple[Append, Sequence[Prepared]]] = []
         for each in group:
             try:
-                if self._stale:
-                    self._reload()
-                ready.append((each, drafting.prepare(each.request.drafts, self._ledger.names)))
+                ready.append((each, drafting.prepare(each.request.drafts)))
             except Exception as error:  # noqa: BLE001 - about its own drafts; the others do not suffer from it
-                each.answer.error = self._translate(error)
+                each.answer.error = error
         while ready:
             ready = self._transact(ready)
 

@@ -274,6 +274,8 @@ class MemoryStore(LedgerStore):
 class MemoryFacts:
     """See `Facts`."""
 
+    nothing_known = False
+
     def __init__(self, disk: MemoryDisk, log: str) -> None:
         self._disk = disk
         self._log = log

@@ -88,7 +88,7 @@ class SqliteStore(LedgerStore):
         self._busy_timeout_s = busy_timeout_s
         self._claim = None if read_only else FileClaim(self.path)
         self.aggregate_hash = schema.AggregateHash(b"")
-        self.tail: dict[int, list[int]] = {}
+        self.tail: dict[int, int | list[int]] = {}
         """The events of each aggregate that are not in the index yet; by the aggregate's hash, their positions."""
         self._indexed = self._to_index = 0
         self._looked_up: dict[Fork, int] = {}
@@ -294,7 +294,7 @@ class SqliteStore(LedgerStore):
         return number
 
     def _write_rows(self, changes: Changes) -> None:
-        many, tail, looked_up = self.writer.executemany, self.tail, self._looked_up
+        many, looked_up = self.writer.executemany, self._looked_up
         aggregate_hash, id_hash, encode = self.aggregate_hash, schema.id_hash, schema.encode_event
         if changes.removed:
             positions = [(position,) for position in changes.removed]
@@ -317,6 +317,7 @@ class SqliteStore(LedgerStore):
                 ],
             )
         rows: list[tuple[Any, ...]] = []
+        late: list[tuple[int, int]] = []
         topic = origin = ""
         stream = 0
         for row in changes.rows:
@@ -328,15 +329,12 @@ class SqliteStore(LedgerStore):
             aggregate = looked_up.get(fork)
             if aggregate is None:
                 aggregate = looked_up[fork] = aggregate_hash(fork)
-            found = tail.get(aggregate)
-            if found is None:
-                tail[aggregate] = [position]
-            else:
-                found.append(position)
+            late.append((aggregate, position))
             rows.append(
                 (position, stream, event.seq, id_hash(event.id), aggregate, event.at_packed, row.twin, row.hash,
                  row.body or encode(event))
             )  # fmt: skip
+        schema.add_to_tail(self.tail, late)
         many(schema.INSERT_EVENT, rows)
         position = changes.rows[-1].position if changes.rows else 0
         if position - self._indexed >= self.index_events:
@@ -437,7 +435,7 @@ class SqliteStore(LedgerStore):
         parameters: tuple[Any, ...] = (hash, hash)
         if not self._read_only:
             late = "position IN (SELECT value FROM json_each(?))"
-            parameters = (hash, msgspec.json.encode(self.tail.get(hash, ())).decode(), hash)
+            parameters = (hash, msgspec.json.encode(schema.positions(self.tail.get(hash, []))).decode(), hash)
         stored = await self._stored(
             "SELECT position, twin, body FROM events WHERE position IN (SELECT position FROM aggregates "
             f"WHERE aggregate = ?) OR ({late} AND aggregate = ?) ORDER BY position",

@@ -22,7 +22,7 @@ class Rows(Protocol):
     id: str
     writer: sqlite3.Connection
     numbers: dict[Fork, int]
-    tail: dict[int, list[int]]
+    tail: dict[int, int | list[int]]
     aggregate_hash: schema.AggregateHash
 
 
@@ -51,6 +51,7 @@ class SqliteFacts:
                 self._keys.update((Key(topic, origin, seq), hash) for seq, hash in rows)
         if wants.aggregates:
             self._look_up(wants.aggregates)
+        self.nothing_known = not self._aggregates
 
     def _look_up_ids(self, ids: Sequence[str]) -> None:
         self._ids.update(dict.fromkeys(ids))
@@ -73,7 +74,7 @@ class SqliteFacts:
             "WHERE a.aggregate IN (SELECT value FROM json_each(?)) GROUP BY e.aggregate, e.stream",
             (_encode_json(list(by_hash)).decode(),),
         ).fetchall()
-        late = [position for hash in by_hash if hash in tail for position in tail[hash]]
+        late = [position for hash in by_hash if hash in tail for position in schema.positions(tail[hash])]
         if late:
             rows += store.writer.execute(
                 "SELECT aggregate, stream, seq, at FROM events WHERE position IN (SELECT value FROM json_each(?))",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from hashlib import blake2b
 from itertools import pairwise
 from struct import Struct
@@ -79,7 +80,6 @@ UPSERT_STREAM = (
 )
 UPSERT_OFFSET = "INSERT OR REPLACE INTO offsets VALUES (?, ?, ?, ?)"
 
-UNSIGNED_MAX = (1 << 64) - 1
 _int64 = Struct(">q").unpack
 _encode = encode_event = msgspec.msgpack.Encoder().encode
 decode_event = msgspec.msgpack.Decoder(Event).decode
@@ -162,13 +162,28 @@ def id_hash(id: str) -> int:
 
     Not keyed: whoever aims for a collision makes a look-up compare a few more ids, nothing else.
     """
-    if len(id) == 36 and id[14] == "7":
-        try:
-            return (int(id[:8] + id[9:13] + id[14:18], 16) & UNSIGNED_MAX) - (1 << 63)
-        except ValueError:
-            pass
-    found: int = _int64(blake2b(id.encode(), digest_size=8).digest())[0]
-    return found
+    head = id[:15]
+    base = _id_base(head) if len(id) == 36 and id[14] == "7" else None
+    low = HEX_DIGITS.get(id[15:18])
+    if base is None or low is None:
+        found: int = _int64(blake2b(id.encode(), digest_size=8).digest())[0]
+        return found
+    return base + low
+
+
+HEX_DIGITS = {f"{number:03x}": number for number in range(1 << 12)}
+
+
+@lru_cache(maxsize=64)  # thousands of ids in a row begin alike
+def _id_base(head: str) -> int | None:
+    """The hash of a UUIDv7 whose last three digits, of the first sixteen, are 0."""
+    digits = head.replace("-", "")
+    if len(digits) != 13 or not digits.isascii() or not digits.isalnum():
+        return None
+    try:
+        return (int(digits, 16) << 12) - (1 << 63)
+    except ValueError:
+        return None
 
 
 def stored_of(rows: Iterable[tuple[Any, ...]], log: str) -> list[Stored]:
@@ -225,13 +240,32 @@ def load_ledger(connection: sqlite3.Connection, ledger: Ledger, node: str) -> di
     return numbers
 
 
-def load_tail(connection: sqlite3.Connection) -> tuple[int, dict[int, list[int]]]:
+def positions(found: int | list[int]) -> list[int]:
+    """What stands in a tail for one aggregate: one position, or a list of them."""
+    return [found] if isinstance(found, int) else found
+
+
+def add_to_tail(tail: dict[int, int | list[int]], found: Sequence[tuple[int, int]]) -> None:
+    """Enter pairs of an aggregate's hash and a position."""
+    new = dict(found)
+    if len(new) == len(found) and tail.keys().isdisjoint(new):  # a bulk load
+        tail.update(new)
+        return
+    for aggregate, position in found:
+        before = tail.get(aggregate)
+        if before is None:
+            tail[aggregate] = position
+        elif isinstance(before, int):
+            tail[aggregate] = [before, position]
+        else:
+            before.append(position)
+
+
+def load_tail(connection: sqlite3.Connection) -> tuple[int, dict[int, int | list[int]]]:
     """Up to which position the index by aggregate reaches, and the positions beyond it by the aggregate's hash."""
     found = connection.execute("SELECT value FROM meta WHERE name = 'indexed'").fetchone()
     indexed: int = found[0] if found else 0
-    tail: dict[int, list[int]] = {}
-    for aggregate, position in connection.execute(
-        "SELECT aggregate, position FROM events WHERE position > ? ORDER BY position", (indexed,)
-    ):
-        tail.setdefault(aggregate, []).append(position)
+    tail: dict[int, int | list[int]] = {}
+    rows = connection.execute("SELECT aggregate, position FROM events WHERE position > ? ORDER BY position", (indexed,))
+    add_to_tail(tail, rows.fetchall())
     return indexed, tail

@@ -35,7 +35,6 @@ ORIGIN_BYTES_MAX = 128
 """More than an origin of ours and its counter need in a context."""
 
 WRITERS_FEW = 100
-NAMES_MAX = 10_000
 FIRST_VERSION = 1
 """The default of `Draft.schema_version`; compared by identity, so that True is not taken for it."""
 
@@ -50,24 +49,23 @@ class Prepared(msgspec.Struct, frozen=True, gc=False):
     context: bytes | None
 
 
-def prepare(drafts: Sequence[Draft], names: set[tuple[str, str]]) -> list[Prepared]:
+def prepare(drafts: Sequence[Draft]) -> list[Prepared]:
     """The drafts of one request in bytes.
-
-    Args:
-        drafts: Of the request.
-        names: Pairs of topic and type that were checked before: they recur.
 
     Raises:
         Invalid, TooLarge: something in a draft that the protocol does not allow.
     """
     prepared: list[Prepared] = []
+    topic = type_ = None
     for draft in drafts:
         if not isinstance(draft, Draft):
             raise Invalid(f"{draft!r:.80} is not a Draft")
         aggregate_id = draft.aggregate_id
         # Looked at in full only when something about it is out of the ordinary.
         if (
-            draft.id is not None
+            draft.topic is not topic
+            or draft.type is not type_
+            or draft.id is not None
             or type(aggregate_id) is not str
             or not aggregate_id.isascii()
             or not aggregate_id.isprintable()
@@ -75,15 +73,10 @@ def prepare(drafts: Sequence[Draft], names: set[tuple[str, str]]) -> list[Prepar
             or draft.context is not None
             or draft.after
             or draft.schema_version is not FIRST_VERSION
-            or type(draft.topic) is not str
-            or type(draft.type) is not str
-            or (draft.topic, draft.type) not in names
         ):
             check_draft(draft)
+            topic, type_ = draft.topic, draft.type
             draft = _plain_names(draft)
-            if len(names) > NAMES_MAX:
-                names.clear()
-            names.add((draft.topic, draft.type))
         payload = encode_payload(draft.data)
         metadata = encode_metadata(draft.metadata) if draft.metadata else b""
         after = keys_bytes(Key(*cause) for cause in draft.after) if draft.after else b""
@@ -170,10 +163,12 @@ def write(
         turn.topics.update(each.draft.topic for each in prepared)
         return
     origin, log, now = ledger.own_origin(), ledger.log, now_ms << 16
-    rows, late, waiting = changes.rows, changes.late, ledger.waiting
+    rows, late, waiting, aggregates = changes.rows, changes.late, ledger.waiting, ledger.aggregates
+    nothing_known = facts.nothing_known
     new_ids = iter(ledger.new_ids(sum([each.draft.id is None for each in prepared]), now_ms))
     clock, position = ledger.at_packed, ledger.position
-    topic, stream = "", Stream()
+    topic, stream, seq = "", Stream(), 0
+    hashes: list[bytes] = []  # of what the stream does not know yet
     for each in prepared:
         draft, context = each.draft, each.context
         id = draft.id
@@ -184,13 +179,18 @@ def write(
             turn.topics.add(draft.topic)
             continue
         if draft.topic != topic:
+            stream.extend(hashes)
+            hashes.clear()
             topic = draft.topic
             stream = ledger.stream(topic, origin)
+            seq = stream.last
             changes.streams.add((topic, origin))
             turn.topics.add(topic)
         aggregate_id = draft.aggregate_id
         fork = (topic, aggregate_id)
-        known = ledger.known(fork, facts, changes)
+        known = aggregates.get(fork)
+        if known is None:
+            known = late.get(fork) if nothing_known else ledger.known(fork, facts, changes)
         latest = prev = 0
         if known is not None:
             prev = known.last.get(origin, 0)
@@ -201,16 +201,22 @@ def write(
             latest = _latest_in(turn, draft, known)
         if each.after:
             latest = max(latest, turn.latest(Key(*cause) for cause in draft.after))
-        # A clock that stands at its end stays there: an event from afar must not stop the writing.
-        clock = min(max(now, clock, latest) + 1, COUNTER_MAX)
-        seq = stream.last + 1
+        if latest > clock:
+            clock = latest
+        if now > clock:
+            clock = now
+        if clock < COUNTER_MAX:  # a clock at its end stays there: an event from afar must not stop the writing
+            clock += 1
+        else:
+            clock = COUNTER_MAX
+        seq += 1
         event = Event(
             id, topic, draft.type, aggregate_id, each.payload, each.metadata, origin, seq, prev, context or b"",
             each.after, clock, draft.schema_version, traceparent,
         )  # fmt: skip
         body = _encode(event)
         hash = sha256(body).digest()
-        stream.add(seq, hash)
+        hashes.append(hash)
         position += 1
         rows.append(Row(position, event, hash, False, body))
         here = Stored(event, position, log)
@@ -227,8 +233,11 @@ def write(
         stream.at_packed = clock
         if waiting:
             ledger.at_packed, ledger.position = clock, position
+            stream.extend(hashes)
+            hashes.clear()
             turn.release(event.key)
             position = ledger.position
+    stream.extend(hashes)
     ledger.at_packed, ledger.position = clock, position
 
 

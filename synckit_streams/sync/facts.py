@@ -36,6 +36,9 @@ class Wants(NamedTuple):
 class Facts(Protocol):
     """What the store found on its disk. Quick for what `Wants` named; for anything else it may cost a look-up each."""
 
+    nothing_known: bool
+    """Whether none of the aggregates that `Wants` named has an event here: a bulk load asks no further."""
+
     def by_id(self, id: str) -> Stored | None:
         """The first event with this id."""
 

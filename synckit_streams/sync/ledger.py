@@ -70,8 +70,6 @@ class Ledger:
         self.voids: set[Key] = set()
         self.refused: dict[Key, str] = {}
         self.aggregates: dict[Fork, Known] = {}
-        self.names: set[tuple[str, str]] = set()
-        """Pairs of topic and type that have passed `check_draft`."""
         self._draw_origin = draw_origin
         self._id_time = 0
 
@@ -202,17 +200,22 @@ class Ledger:
         # Ids that ascend keep the index on them small and fast; a counter that overflows borrows from the next ms.
         if not times:
             return []
-        noise = self.dice(8 * times).hex()
+        # The two upper bits of each eight random bytes say "RFC 9562".
+        noise = int.from_bytes(self.dice(8 * times), "big")
+        noise &= int.from_bytes(b"\x3f\xff\xff\xff\xff\xff\xff\xff" * times, "big")
+        noise |= int.from_bytes(b"\x80\0\0\0\0\0\0\0" * times, "big")
+        tails = noise.to_bytes(8 * times, "big").hex()
         value = max(self._id_time, (now_ms << 12) - 1)
         self._id_time = value + times
         ids: list[str] = []
+        time, head = -1, ""
         for at in range(0, 16 * times, 16):
             value += 1
-            time = f"{value >> 12 & 0xFFFFFFFFFFFF:012x}"
-            ids.append(
-                f"{time[:8]}-{time[8:]}-7{value & 0xFFF:03x}-"
-                f"{VARIANT[noise[at]]}{noise[at + 1 : at + 4]}-{noise[at + 4 : at + 16]}"
-            )
+            if value >> 12 != time:
+                time = value >> 12
+                text = f"{time & 0xFFFFFFFFFFFF:012x}"
+                head = f"{text[:8]}-{text[8:]}-7"
+            ids.append(f"{head}{value & 0xFFF:03x}-{tails[at : at + 4]}-{tails[at + 4 : at + 16]}")
         return ids
 
     def settle(self, changes: Changes) -> None:
@@ -223,10 +226,6 @@ class Ledger:
         if surplus > 0:
             for fork in list(islice(self.aggregates, surplus)):
                 del self.aggregates[fork]
-
-
-VARIANT = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
-"""A random hexadecimal digit with the two upper bits of an RFC 9562 UUID."""
 
 
 def _pairs(raw: bytes) -> Sequence[tuple[str, int]]:

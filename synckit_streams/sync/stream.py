@@ -6,7 +6,7 @@ A `Seen` is a snapshot of many of these; this is the one that grows, in place an
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from synckit_streams.model.clock import COUNTER_MAX
 from synckit_streams.model.codec import DIGEST_MODULUS
@@ -65,6 +65,19 @@ class Stream:
                 stop, last = at + 1, ranges[at][1]
             ranges[start:stop] = [(first, last)]
         self.total = (self.total + int.from_bytes(hash, "big")) % DIGEST_MODULUS
+
+    def extend(self, hashes: Sequence[bytes]) -> None:
+        """The next events: they get the numbers after `last`."""
+        if not hashes:
+            return
+        first = self.last + 1
+        last = first + len(hashes) - 1
+        if self.ranges:
+            self.ranges[-1] = (self.ranges[-1][0], last)
+        else:
+            self.ranges.append((first, last))
+        from_bytes = int.from_bytes
+        self.total = (self.total + sum([from_bytes(hash, "big") for hash in hashes])) % DIGEST_MODULUS
 
     def replace(self, old: bytes, new: bytes) -> None:
         """Another event stands under one of the numbers: the sum changes by what the two hashes differ."""
