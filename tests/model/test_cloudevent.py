@@ -7,7 +7,7 @@ import contextlib
 import json
 import re
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -256,6 +256,7 @@ def test_an_attribute_that_is_missing_or_empty_is_named(name: str, value: str | 
         ("source", "/synckit/orders/%25ff"),
         ("source", "/synckit/orders/" + "x" * 3_000),
         ("traceparent", "%25zz"),
+        ("type", '""'),
     ],
 )
 def test_an_attribute_that_is_wrong_is_named(name: str, value: str) -> None:
@@ -851,6 +852,17 @@ def test_every_moment_of_the_calendar_is_a_timestamp(moment: datetime, offset: i
 )
 def test_the_calendar_at_its_edges(text: str, right: bool) -> None:
     assert is_timestamp(text) == right
+
+
+@pytest.mark.parametrize("year", [1900, 2000, 2019, 2020])
+def test_every_month_has_its_days(year: int) -> None:
+    for month in range(14):
+        for day in range(33):
+            try:
+                right = bool(date(year, month, day))
+            except ValueError:
+                right = False
+            assert is_timestamp(f"{year}-{month:02}-{day:02}T00:00:00Z") == right
 
 
 @given(st.integers(0, 2**47 - 1))

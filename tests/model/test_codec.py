@@ -289,6 +289,10 @@ def test_as_many_causes_as_allowed_and_one_more() -> None:
     assert isinstance(codec.refusal(msgspec.structs.replace(EVENT, after_bytes=keys_bytes(causes))), TooLarge)
 
 
+def test_causes_are_allowed_to_the_edge_of_their_numbers() -> None:
+    codec.check_draft(msgspec.structs.replace(DRAFT, after=(Key("t", "a", 1), Key("t", "a", COUNTER_MAX))))
+
+
 @pytest.mark.parametrize("context", [{"a": 1}, b"", "a"])
 def test_a_context_is_a_version_vector(context: Any) -> None:
     with pytest.raises(Invalid):
