@@ -200,13 +200,14 @@ class Machine:
             if not self.up:
                 return
             assert self._life is not None
+            life = self._life
             self._note_origin()
             try:
                 await self.run(self.node.close())
             except SyncKitError as error:
                 self.setup.note(self.name, f"cannot close: {error.message}")
-            if self._life is not None:
-                self._life.end()
+            finally:
+                life.end()
             await self._bury()
             self.setup.note(self.name, "is down")
 
