@@ -292,8 +292,9 @@ class MemoryBroker:
         with self._up():
             log = self._topic(topic)
             touched: set[int] = set()
+            several = len(log.partitions)
             for message in messages:
-                number = crc32(message.partition_key.encode()) % len(log.partitions)
+                number = crc32(message.partition_key.encode()) % several if several > 1 else 0
                 touched.add(number)
                 part = log.partitions[number]
                 for _ in range(self._copies(topic, message) if self._faults else 1):

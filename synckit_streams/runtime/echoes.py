@@ -7,23 +7,12 @@ same.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-from synckit_streams.model.event import Event
 from synckit_streams.ports.connector import Message
+from synckit_streams.runtime.envelope import Parcel
 
 ECHO_BYTES_MAX = 16 * 1024 * 1024
 MESSAGE_BYTES = 2_000
 """What a message takes beside its body, roughly."""
-
-
-class Echo(NamedTuple):
-    """Our own message: which events are in it, consecutive ones of one origin."""
-
-    topic: str
-    origin: str
-    first: int
-    events: int
 
 
 class Echoes:
@@ -36,29 +25,30 @@ class Echoes:
     def __init__(self, bytes_max: int = ECHO_BYTES_MAX) -> None:
         self._bytes_max = bytes_max
         self._bytes = 0
-        self._sent: dict[str, tuple[Message, Echo]] = {}
+        self._sent: dict[str, Parcel] = {}
 
-    def expect(self, message: Message, first: Event, events: int) -> None:
-        """This is about to be sent: so many events, from this one on."""
+    def expect(self, parcel: Parcel) -> None:
+        """This is about to be sent."""
+        message = parcel[0]
         if not message.id or message.id in self._sent:
             return
-        self._sent[message.id] = (message, Echo(first.topic, first.origin, first.seq, events))
+        self._sent[message.id] = parcel
         self._bytes += len(message.body) + MESSAGE_BYTES
         while self._bytes > self._bytes_max:
             self._forget(next(iter(self._sent)))
 
-    def take(self, message: Message, topic: str) -> Echo | None:
+    def take(self, message: Message, topic: str) -> Parcel | None:
         """What is in a message that was read, if it is one of ours and unchanged; known once."""
         found = self._sent.get(message.id)
         if found is None:
             return None
-        sent, echo = found
         self._forget(message.id)
+        sent, first, _ = found
         # The id alone proves nothing: whoever can write to the broker can use it too.
-        if echo.topic != topic or sent.body != message.body or sent.headers != message.headers:
+        if first.topic != topic or sent.body != message.body or sent.headers != message.headers:
             return None
-        return echo
+        return found
 
     def _forget(self, id: str) -> None:
-        message, _ = self._sent.pop(id)
+        message, _, _ = self._sent.pop(id)
         self._bytes -= len(message.body) + MESSAGE_BYTES

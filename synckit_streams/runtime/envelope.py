@@ -20,12 +20,13 @@ FRAME_EVENTS = 500
 FRAME_BYTES = 256 * 1024
 HEADROOM_BYTES = 1024
 FINGERPRINT_BYTES = 16
+WRONG_HASH = "the event does not match its hash"
 
 _FRAME_HEADERS = {"content-type": "application/vnd.synckit.frame+msgpack", FRAME_HEADER: "1"}
 
 
 class Parcel(NamedTuple):
-    """A message, and which of the events are in it: so many, from `first` on."""
+    """A message, and which events are in it: so many of one origin, numbered from `first` on."""
 
     message: Message
     first: Event
@@ -44,25 +45,23 @@ def to_messages(events: Sequence[tuple[Event, bytes]], *, packing: str, round_id
     if packing == "batch":
         return [_frame(frame, round_id) for frame in _frames(events, min(FRAME_BYTES, bytes_max - HEADROOM_BYTES))]
     parcels: list[Parcel] = []
+    # A character is at most twelve in a header, and the names are bounded: below this no message is too large.
+    room = bytes_max - 16 * 1024
     for event, hash in events:
         headers = to_headers(event, hash)
-        if _size_max(event) > bytes_max and _size(event, headers) > bytes_max:
+        payload = event.payload
+        texts = len(event.aggregate_id) + len(event.metadata_json) + len(event.context_bytes) + len(event.after_bytes)
+        if len(payload) + 12 * texts > room and _size(headers, payload) > bytes_max:
             # Percent-encoding can triple a long aggregate id; a frame carries it as it is.
             parcels.append(_frame([(event, hash)], round_id))
             continue
-        message = Message(f"{hash[:16].hex()}.{round_id}", event.aggregate_id, headers, event.payload)
+        message = Message(f"{hash[:16].hex()}.{round_id}", event.aggregate_id, headers, payload)
         parcels.append(Parcel(message, event, 1))
     return parcels
 
 
-def _size_max(event: Event) -> int:
-    """No message with this event is larger: a character is at most twelve in a header, and the names are bounded."""
-    texts = len(event.aggregate_id) + len(event.metadata_json) + len(event.context_bytes) + len(event.after_bytes)
-    return len(event.payload) + 12 * texts + 16 * 1024
-
-
-def _size(event: Event, headers: Mapping[str, str]) -> int:
-    return len(event.payload) + sum(map(len, headers)) + sum(map(len, headers.values())) + HEADROOM_BYTES
+def _size(headers: Mapping[str, str], payload: bytes) -> int:
+    return len(payload) + sum(map(len, headers)) + sum(map(len, headers.values())) + HEADROOM_BYTES
 
 
 def _frame(events: Sequence[tuple[Event, bytes]], round_id: str) -> Parcel:
@@ -95,23 +94,19 @@ def arrivals(message: Message, topic: str, place: Place | None) -> list[Arrival]
     try:
         if FRAME_HEADER in headers:
             whole, broken = unpack(message.body)
-            found = [Arrival(event, hash, place) for event, hash in whole]
-            found += [Arrival(None, b"", place, message.body, reason) for reason in broken]
         else:
             event, hash = from_headers(headers, message.body)
-            if event_hash(event) != hash:
-                return [Arrival(None, b"", place, _raw(message), "the event does not match its hash")]
-            found = [Arrival(event, hash, place)]
+            whole, broken = ([(event, hash)], []) if event_hash(event) == hash else ([], [WRONG_HASH])
     except SyncKitError as error:
-        return [Arrival(None, b"", place, _raw(message), str(error))]
-    return [
-        each
-        if each.event is None or each.event.topic == topic
-        else Arrival(
-            None, b"", place, _raw(message), f"an event of the topic {each.event.topic!r} in the log of {topic!r}"
-        )
-        for each in found
-    ]
+        whole, broken = [], [str(error)]
+    found = [Arrival(event, hash, place) for event, hash in whole if event.topic == topic]
+    if len(found) < len(whole):
+        others = {event.topic for event, _ in whole if event.topic != topic}
+        broken += [f"an event of the topic {other!r} in the log of {topic!r}" for other in sorted(others)]
+    if broken:
+        raw = _raw(message)
+        found += [Arrival(None, b"", place, raw, reason) for reason in broken]
+    return found
 
 
 def _raw(message: Message) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -28,7 +28,7 @@ from synckit_streams.model.event import Event, Offset
 from synckit_streams.model.exchange import AppendResult
 from synckit_streams.model.seen import Seen
 from synckit_streams.ports import telemetry
-from synckit_streams.ports.connector import Bounds, Connector, Message
+from synckit_streams.ports.connector import Bounds, Connector, Delivery, Message
 from synckit_streams.runtime.driver import Driver, logger
 from synckit_streams.runtime.echoes import Echoes
 from synckit_streams.runtime.envelope import fingerprint, to_messages
@@ -39,7 +39,7 @@ MESSAGES_MAX = 1_000
 """Most messages in one batch from the connector."""
 COMMIT_BYTES = 4 * 1024 * 1024
 """What is read is committed when there are so many bytes of it, or `Settings.batch_events` events."""
-AHEAD_EVENTS_MAX = 8_000
+AHEAD_EVENTS_MAX = 4_000
 """How many events may be sent and not yet read back before the next page waits for the reader."""
 TICK_S = 0.25
 TICK_HURRY_S = 0.02
@@ -237,23 +237,33 @@ class Session:
             committing: asyncio.Task[None] | None = None
             try:
                 async for batch in batches:
-                    intake = Intake(self.link.name, topic)
-                    for delivery in batch:
-                        intake.add(delivery, self._echoes)
-                        full = intake.events >= self.driver.settings.batch_events or intake.bytes >= COMMIT_BYTES
-                        if full or delivery is batch[-1]:
-                            if committing is not None:
-                                await committing
-                            committing = asyncio.create_task(self._commit(topic, intake, identity))
-                            # Heard at once, and not when the next batch comes: that may be never.
-                            committing.add_done_callback(self._heed)
-                            intake = Intake(self.link.name, topic)
-                            await asyncio.sleep(0)
+                    for intake in self._intakes(topic, batch):
+                        if committing is not None:
+                            await committing
+                        committing = asyncio.create_task(self._commit(topic, intake, identity))
+                        # Heard at once, and not when the next batch comes: that may be never.
+                        committing.add_done_callback(self._heed)
+                        await asyncio.sleep(0)
             finally:
                 # What the store has begun it finishes, whether or not anybody waits for it.
                 if committing is not None:
                     await asyncio.wait([committing])
         raise Unavailable(f"{self.link.name} ended the stream of {topic!r}")
+
+    def _intakes(self, topic: str, batch: Sequence[Delivery]) -> Iterator[Intake]:
+        """A batch in parts, one for each commit."""
+        intake: Intake | None = None
+        for delivery in batch:
+            if intake is None or delivery.partition != intake.partition:
+                if intake is not None:
+                    yield intake
+                intake = Intake(self.link.name, topic, delivery.partition, self._echoes)
+            intake.add(delivery)
+            if intake.events >= self.driver.settings.batch_events or intake.bytes >= COMMIT_BYTES:
+                yield intake
+                intake = None
+        if intake is not None:
+            yield intake
 
     async def _commit(self, topic: str, intake: Intake, identity: Mapping[int, str]) -> None:
         started = asyncio.get_running_loop().time()
@@ -263,7 +273,7 @@ class Session:
         if driver.settings.push_only:
             found = [each for each in found if each.event is None or node_of(each.event.origin) == driver.settings.node]
         with driver.operation("receive"):
-            given = protocol.Received(self.link.name, topic, last.partition, found, offset, intake.echoes)
+            given = protocol.Received(self.link.name, topic, last.partition, found, offset, intake.echoes())
             result = await self._give(given)
             assert result is not None
             # Only now: what is acknowledged is durable.
@@ -374,7 +384,7 @@ class Session:
         )
         messages = [parcel.message for parcel in parcels]
         for parcel in parcels:
-            self._echoes.expect(*parcel)
+            self._echoes.expect(parcel)
         sent = Seen.of((event.origin, event.seq) for event, _ in page)
         try:
             with driver.operation("publish"):

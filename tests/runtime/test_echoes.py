@@ -25,42 +25,45 @@ def parcels(packing: str, events: Sequence[Event] = EVENTS) -> list[Parcel]:
     return to_messages(found, packing=packing, round_id="00", bytes_max=1_000_000)
 
 
-def took(intake: Intake, message: Message, position: int, echoes: Echoes) -> None:
-    intake.add(MemoryDelivery(message, 0, position), echoes)
+def took(intake: Intake, message: Message, position: int) -> None:
+    intake.add(MemoryDelivery(message, 0, position))
 
 
 @pytest.mark.parametrize(("packing", "positions"), [("event", [*range(5, 13)]), ("batch", [5] * 8)])
 def test_what_comes_back_unchanged_is_not_decoded(packing: str, positions: list[int]) -> None:
-    echoes, intake = Echoes(), Intake("link", "t")
+    echoes = Echoes()
+    intake = Intake("link", "t", 0, echoes)
     for at, parcel in enumerate(parcels(packing), 5):
-        echoes.expect(*parcel)
+        echoes.expect(parcel)
         copy = Message(parcel.message.id, "", dict(parcel.message.headers), bytes(bytearray(parcel.message.body)))
-        took(intake, copy, at, echoes)
+        took(intake, copy, at)
     assert not intake.arrivals
     assert intake.events == 8
-    (run,) = intake.echoes  # neighbours are one run
+    (run,) = intake.echoes()  # neighbours are one run
     assert run[:4] == ("link|t|0", "t", "a@1", 1)
     assert [*run.positions] == positions
 
 
 def test_what_does_not_follow_begins_a_run_of_its_own() -> None:
     """A gap in the numbers, and one in the positions."""
-    echoes, intake = Echoes(), Intake("link", "t")
+    echoes = Echoes()
+    intake = Intake("link", "t", 0, echoes)
     messages = [parcel.message for parcel in parcels("event")]
     for parcel in parcels("event"):
-        echoes.expect(*parcel)
+        echoes.expect(parcel)
     for number, position in ((1, 1), (2, 2), (4, 3), (5, 9), (3, 10)):
-        took(intake, messages[number - 1], position, echoes)
-    assert [(run.first, [*run.positions]) for run in intake.echoes] == [(1, [1, 2]), (4, [3]), (5, [9]), (3, [10])]
+        took(intake, messages[number - 1], position)
+    assert [(run.first, [*run.positions]) for run in intake.echoes()] == [(1, [1, 2]), (4, [3]), (5, [9]), (3, [10])]
 
 
 @pytest.mark.parametrize("what", ["body", "header", "topic", "twice", "id"])
 def test_what_is_not_quite_ours_goes_the_long_way(what: str) -> None:
     """An id can be used by anybody; the long way finds out what the message is worth."""
-    echoes, intake = Echoes(), Intake("link", "other" if what == "topic" else "t")
+    echoes = Echoes()
+    intake = Intake("link", "other" if what == "topic" else "t", 0, echoes)
     (parcel,) = parcels("event", EVENTS[:1])
     message = parcel.message
-    echoes.expect(*parcel)
+    echoes.expect(parcel)
     if what == "body":
         message = Message(message.id, "", message.headers, b'{"changed":1}')
     elif what == "header":
@@ -68,9 +71,9 @@ def test_what_is_not_quite_ours_goes_the_long_way(what: str) -> None:
     elif what == "id":
         message = Message("", "", message.headers, message.body)
     elif what == "twice":
-        took(intake, message, 1, echoes)
-    took(intake, message, 2, echoes)
-    assert len(intake.echoes) == (what == "twice")
+        took(intake, message, 1)
+    took(intake, message, 2)
+    assert len(intake.echoes()) == (what == "twice")
     (arrival,) = intake.arrivals
     assert (arrival.reason == "") is (what in ("twice", "id"))
 
@@ -80,8 +83,8 @@ def test_only_so_much_is_remembered() -> None:
     echoes = Echoes(bytes_max=3 * 2_000 + 10)
     sent = parcels("event")
     for parcel in sent:
-        echoes.expect(*parcel)
-        echoes.expect(*parcel)
+        echoes.expect(parcel)
+        echoes.expect(parcel)
     known = [parcel.first.seq for parcel in sent if echoes.take(parcel.message, "t") is not None]
     assert known == [6, 7, 8]
     assert echoes._bytes == 0
