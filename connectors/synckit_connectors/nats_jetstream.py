@@ -61,7 +61,9 @@ log = logging.getLogger(__name__)
 CONNECT_S = 2.8
 """For the first connection, all servers of the URL together."""
 ANSWER_S = 1.0
-"""For an answer on the connection that we have, before we make a new one."""
+"""For an answer on the connection that we have, before `open` makes a new one."""
+OPEN_S = 3.0
+"""For `open`, whatever it has to do, and whoever else is trying to connect just then."""
 RECONNECT_PAUSE_S = 0.25
 SERVER_VERSION_MIN = (2, 10)
 WINDOW_MESSAGES = 512
@@ -940,31 +942,35 @@ class NatsConnector:
     # ----------------------------------------------------------------------------------------------- open and closed
 
     async def open(self) -> None:
-        """See `Connector.open`."""
-        if self._opened and await self._answers():
-            return
-        wire, self._wire = self._wire, None
-        if wire is not None:
-            await wire.close(_not_open(self.address))
+        """See `Connector.open`. Failing to connect anew leaves an open connector open: its readers may yet go on."""
+        first = not self._opened
         self._opened = True
         try:
-            wire = await self._ready()
-            self._check_version(wire)
-            _granted(await wire.ask("INFO"), "JetStream")
+            try:
+                async with asyncio.timeout(OPEN_S):
+                    if not first:
+                        await self._doubt()
+                    wire = await self._ready(patient=False)
+            except TimeoutError:
+                raise Unavailable(f"no connection to {self.address}") from None
+            if first:
+                self._check_version(wire)
+                _granted(await wire.ask("INFO"), "JetStream")
         except BaseException:
-            await self.close()
+            if first:
+                await self.close()
             raise
 
-    async def _answers(self) -> bool:
-        """Whether the connection that we have is of any use, now."""
-        if self._wire is None or self._wire.gone is not None or not self._wire.client.is_connected:
-            return False
+    async def _doubt(self) -> None:
+        """Give the connection that we have up if nothing answers on it."""
+        wire = self._wire
+        if wire is None or wire.gone is not None:
+            return
         try:
             async with asyncio.timeout(ANSWER_S):
-                await self._wire.ask("INFO")
+                await wire.ask("INFO")
         except (ConnectorError, TimeoutError):
-            return False
-        return True
+            wire.end(Unavailable(f"the connection to {self.address} was lost: no answer"))
 
     async def close(self) -> None:
         """See `Connector.close`. Ends every iterator of this connector."""
@@ -979,15 +985,15 @@ class NatsConnector:
         if wire is not None:
             await wire.close(_not_open(self.address))
 
-    async def _ready(self) -> _Wire:
-        """A connection; a new one if the last was lost."""
+    async def _ready(self, *, patient: bool = True) -> _Wire:
+        """A connection; a new one if the last was lost, which has `timeout_s` to come back if we are patient."""
         if not self._opened:
             raise _not_open(self.address)
         if self._wire is None or self._wire.gone is not None:
             # One attempt for all who want it. Who is cancelled while waiting does not cancel it for the others.
             attempt = self._attempt
             if attempt is None:
-                attempt = self._attempt = asyncio.get_running_loop().create_task(self._connect())
+                attempt = self._attempt = asyncio.get_running_loop().create_task(self._connect(patient))
                 attempt.add_done_callback(lambda done: done.cancelled() or done.exception())  # perhaps nobody waits
             await asyncio.wait({attempt})
             if attempt.cancelled():
@@ -995,10 +1001,10 @@ class NatsConnector:
             return attempt.result()
         return self._wire
 
-    async def _connect(self) -> _Wire:
+    async def _connect(self, patient: bool) -> _Wire:
         loop = asyncio.get_running_loop()
-        # The first connection has one try. One that was lost has `timeout_s` to come back; after that, one try again.
-        until = 0.0 if self._wire is None else self._wire.gone_at + self.options.timeout_s
+        # The first connection has one try, and so has one that did not come back in time.
+        until = self._wire.gone_at + self.options.timeout_s if patient and self._wire is not None else 0.0
         try:
             if self._wire is not None:
                 await self._wire.close(_not_open(self.address))

@@ -377,7 +377,7 @@ class ConnectorContract:
 
     @pytest.mark.parametrize(
         ("count", "size_bytes", "batch_max", "share"),
-        [pytest.param(1000, 40_000, 1000, 1, id="large"), pytest.param(12_000, 10, 2, 8, id="small")],
+        [pytest.param(1000, 40_000, 1000, 1, id="large"), pytest.param(6000, 10, 2, 16, id="small")],
     )
     async def test_a_slow_reader_costs_no_memory(
         self, factory: Factory, topic: str, count: int, size_bytes: int, batch_max: int, share: int

@@ -718,6 +718,43 @@ async def test_a_server_that_stays_away(nats_server: NatsServer, topic: str) -> 
         assert bodies(await read(connector, topic, 2))[0] == b"a"
 
 
+async def test_opening_an_open_connector_looks_for_the_server(nats_server: NatsServer, topic: str) -> None:
+    """It is not patient: whether somebody is there is known at once, also while a call waits for the connection."""
+    now = asyncio.get_running_loop().time
+    async with running(nats_server.url) as connector:
+        await connector.open()
+        await connector.send(topic, texts("a"))
+        await asyncio.to_thread(nats_server.stop)
+        started = now()
+        with pytest.raises(Unavailable):
+            await connector.open()
+        assert now() - started < 1.5
+        waiting = asyncio.ensure_future(connector.bounds(topic))
+        await asyncio.sleep(0)
+        started = now()
+        with pytest.raises(Unavailable):
+            await connector.open()
+        assert now() - started < 3.5
+        await asyncio.to_thread(nats_server.start)
+        await connector.open()
+        assert (await waiting)[0].end == 2
+
+
+async def test_opening_over_a_half_open_connection(nats_server: NatsServer, topic: str) -> None:
+    """A connection that looks open and brings nothing is replaced, and the readers go on."""
+    async with (
+        Proxy(nats_server.port) as proxy,
+        running(proxy.url) as connector,
+        connector.receive(topic, group=None, start={}, batch_max=5) as batches,
+    ):
+        waiting = asyncio.ensure_future(anext(batches))
+        await asyncio.sleep(0)
+        proxy.freeze()
+        await connector.open()
+        await connector.send(topic, texts("a"))
+        assert bodies(await waiting) == [b"a"]
+
+
 async def test_closing_while_the_server_is_away(nats_server: NatsServer, topic: str) -> None:
     """`close` neither raises nor waits for it."""
     before = asyncio.all_tasks()
