@@ -1,0 +1,242 @@
+"""How a command gets at a store: to read it, beside whoever writes it; or to write to it, as its node or through it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import sqlite3
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Annotated, NamedTuple, Protocol
+
+import typer
+
+from synckit_streams.cli.terminal import note
+from synckit_streams.errors import ConfigError, StoreInUse
+from synckit_streams.model.event import Draft
+from synckit_streams.ports.store import Opening
+from synckit_streams.ports.telemetry import Observer
+from synckit_streams.runtime.door import Receipt, Visitor, append_counted
+from synckit_streams.runtime.link import link_name
+from synckit_streams.runtime.node import SyncNode
+from synckit_streams.runtime.registry import connector_for, store_for
+from synckit_streams.runtime.result import SyncResult
+from synckit_streams.stores.sqlite import SqliteStore
+from synckit_streams.stores.sqlite_schema import translate
+
+KNOCK_S = 5.0
+"""How long to wait for a node that has the file and opens no door: it may just be opening, or closing."""
+
+StoreUrl = Annotated[str, typer.Option("--store", metavar="URL", help="The node's store, e.g. sqlite:///till.db")]
+NodeName = Annotated[
+    str | None,
+    typer.Option(
+        "--node",
+        metavar="ID",
+        help="The node id, unique among the nodes that share topics. A store remembers it.",
+        show_default=False,
+    ),
+]
+ConnectorUrl = Annotated[
+    str | None,
+    typer.Option("--connector", metavar="URL", help="The broker, e.g. nats://127.0.0.1:4222", show_default=False),
+]
+
+
+class Identity(NamedTuple):
+    """Who a store belongs to, as it remembers it; "" before its first node, or its first write."""
+
+    node: str
+    origin: str
+
+
+def identity_of(store: SqliteStore) -> Identity:
+    """Of an open store."""
+    try:
+        meta = dict(store.writer.execute("SELECT name, value FROM meta WHERE name IN ('node', 'origin')"))
+    except sqlite3.Error as error:
+        raise translate(error, store.path) from error
+    return Identity(str(meta.get("node", "")), str(meta.get("origin", "")))
+
+
+def file_of(url: str) -> Path | None:
+    """The file of a store URL; None when it is no store in a file.
+
+    Raises:
+        ConfigError: a wrong URL of a file.
+    """
+    return SqliteStore(url, read_only=True).path if url.lower().startswith("sqlite:") else None
+
+
+@asynccontextmanager
+async def reading(url: str) -> AsyncIterator[SqliteStore]:
+    """A store, to be read: also while a node writes it, and without taking anything from it.
+
+    Raises:
+        StoreError: there is no such file, or it is not a store.
+        ConfigError: a store that only its own process can read.
+    """
+    if file_of(url) is None:
+        store_for(url)  # a wrong URL has an error of its own
+        raise ConfigError(f"{url!r} holds nothing that another process could read", hint="--store sqlite:///FILE")
+    store = SqliteStore(url, read_only=True)
+    await store.open(Opening(node="reader", topics=(), dice=os.urandom))
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+async def remembered(url: str) -> Identity:
+    """Who a store belongs to; nobody when it does not exist yet."""
+    path = file_of(url)
+    if path is None or not path.exists() or not path.stat().st_size:
+        return Identity("", "")
+    async with reading(url) as store:
+        return identity_of(store)
+
+
+class Writer(Protocol):
+    """Whoever writes to the store for a command."""
+
+    @property
+    def node_id(self) -> str: ...
+
+    async def append(self, drafts: Sequence[Draft]) -> Receipt: ...
+
+    async def sync(self, *, timeout_s: float) -> SyncResult: ...
+
+
+class OwnNode:
+    """The command itself is the node, for as long as it runs."""
+
+    def __init__(self, node: SyncNode) -> None:
+        self.node = node
+        self.node_id = node.node_id
+
+    async def append(self, drafts: Sequence[Draft]) -> Receipt:
+        """One durable commit."""
+        return await append_counted(self.node, drafts)
+
+    async def sync(self, *, timeout_s: float) -> SyncResult:
+        """One meeting."""
+        return await self.node.sync(timeout_s=timeout_s)
+
+
+class RunningNode:
+    """A node that runs in another process, and lets us in."""
+
+    def __init__(self, visitor: Visitor, node_id: str) -> None:
+        self.visitor = visitor
+        self.node_id = node_id
+
+    async def append(self, drafts: Sequence[Draft]) -> Receipt:
+        """Durable when it returns."""
+        return await self.visitor.append(drafts)
+
+    async def sync(self, *, timeout_s: float) -> SyncResult:
+        """One meeting, over the node's own connector."""
+        return await self.visitor.sync(timeout_s=timeout_s)
+
+
+@asynccontextmanager
+async def writing(
+    url: str,
+    *,
+    node: str | None,
+    topics: Sequence[str] = (),
+    connector: str | None = None,
+    observer: Observer | None = None,
+    quiet: bool = False,
+) -> AsyncIterator[Writer]:
+    """A store, to be written: as its node if nobody has it open, and otherwise through the node that has.
+
+    Args:
+        url: Of the store.
+        node: Its node id; None takes the one that it remembers, and draws one for a new store.
+        topics: What the node replicates, if this command is the node.
+        connector: Its broker. A running node has its own, and this must be it.
+        observer: Told of what the node does, if this command is the node.
+        quiet: Say nothing about how it goes (with `--json`).
+
+    Raises:
+        StoreInUse: a node has it, and opens no door.
+        ConfigError: the running node is another one than was named, or syncs over another broker.
+    """
+    async with AsyncExitStack() as stack:
+        own = await _take(stack, url, node, topics, connector, observer, quiet=quiet)
+        yield own if own is not None else await _enter(stack, url, node, connector, quiet=quiet)
+
+
+async def _take(
+    stack: AsyncExitStack,
+    url: str,
+    node: str | None,
+    topics: Sequence[str],
+    connector: str | None,
+    observer: Observer | None,
+    *,
+    quiet: bool,
+) -> Writer | None:
+    """The store as its node; None when another process has it and lets us in.
+
+    Raises:
+        StoreInUse: another process has it, and does not let us in.
+    """
+    path = file_of(url)
+    deadline = asyncio.get_running_loop().time() + KNOCK_S
+    while True:
+        known = (await remembered(url)).node
+        node_id = node or known or _draw_node_id()
+        try:
+            connectors = [connector] if connector else []
+            opened = SyncNode(node_id, store=url, topics=topics, connectors=connectors, observer=observer)
+            await stack.enter_async_context(opened)
+        except StoreInUse:
+            visitor = await Visitor.knock(path) if path is not None else None
+            if visitor is not None:
+                await visitor.close()
+                return None
+            if asyncio.get_running_loop().time() > deadline:
+                raise
+            await asyncio.sleep(0.1)
+            continue
+        if not node and not known:
+            note(f"This store had no node yet: from now on it is [bold]{node_id}[/bold] (--node chooses)", quiet=quiet)
+        elif node and known and node != known:
+            note(f"This store was the node [bold]{known}[/bold]; from now on it is [bold]{node}[/bold]", quiet=quiet)
+        return OwnNode(opened)
+
+
+def _draw_node_id() -> str:
+    # Not the host's name: it would travel to every peer, with every event.
+    return "node-" + "".join(secrets.choice("abcdefghijkmnpqrstuvwxyz23456789") for _ in range(8))
+
+
+async def _enter(
+    stack: AsyncExitStack, url: str, node: str | None, connector: str | None, *, quiet: bool
+) -> RunningNode:
+    """The node that has the store open, as a visitor."""
+    path = file_of(url)
+    visitor = await Visitor.knock(path) if path is not None else None
+    if visitor is None:
+        raise StoreInUse(f"{path} was in use a moment ago, by a node that has just closed", hint="try again")
+    await stack.enter_async_context(visitor)
+    about = await visitor.about()
+    if node and node != about.node:
+        raise ConfigError(
+            f"the store is open as the node {about.node!r} (process {about.process}), not as {node!r}",
+            hint="leave --node out, or close that node first",
+        )
+    if connector:
+        name = link_name(connector_for(connector), connector)
+        if name not in about.connectors:
+            raise ConfigError(
+                f"the node {about.node!r} (process {about.process}) has the store open, and syncs over "
+                f"{', '.join(about.connectors) or 'no connector'}, not over {name}",
+                hint="leave --connector out, or close that node first",
+            )
+    note(f"The node [bold]{about.node}[/bold] (process {about.process}) has the store open, and does it", quiet=quiet)
+    return RunningNode(visitor, about.node)

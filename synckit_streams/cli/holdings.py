@@ -1,0 +1,281 @@
+"""What a store holds, gathered for `synckit status` and `synckit doctor` by reading alone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from synckit_streams.cli.access import identity_of
+from synckit_streams.cli.terminal import progress
+from synckit_streams.errors import FrameMalformed, SyncKitError
+from synckit_streams.model.event import Offset
+from synckit_streams.model.seen import Seen, count
+from synckit_streams.ports.connector import Connector
+from synckit_streams.ports.store import EventStore
+from synckit_streams.runtime.door import Visitor
+from synckit_streams.runtime.link import link_name
+from synckit_streams.runtime.registry import connector_for
+from synckit_streams.stores.sqlite import SqliteStore
+from synckit_streams.sync.conflict import conflict_of
+from synckit_streams.sync.protocol import digest_from_bytes
+from synckit_streams.sync.replica import checksum
+
+PAGE_EVENTS = 1_000
+BROKER_S = 10.0
+CONFLICTS_NAMED_MAX = 5
+
+
+class TopicStatus(msgspec.Struct, frozen=True):
+    """What a store holds of one topic.
+
+    Args:
+        events: How many events are in the log, twins included.
+        aggregates: How many things they are about.
+        conflicts: How many of those have more than one head.
+        conflicting: Some of them.
+        held: Events that wait for a cause.
+        refused: Events that will never be taken.
+        gaps: How many events are missing below the highest one seen of each origin.
+        origins: For each writer, how many of its events are here.
+        digest: 64 hex digits; equal on two nodes if they hold the same.
+    """
+
+    events: int
+    aggregates: int
+    conflicts: int
+    conflicting: tuple[str, ...]
+    held: int
+    refused: int
+    gaps: int
+    origins: dict[str, int]
+    digest: str
+
+
+class PeerStatus(msgspec.Struct, frozen=True):
+    """What another node last said of a topic, and how it compares.
+
+    Args:
+        node: Which.
+        age_s: How long ago, by the broker's clock.
+        lacks: How many of our events it had not seen.
+        ahead: How many of its events are not here.
+        equal: Whether it held exactly what is here.
+    """
+
+    node: str
+    age_s: float
+    lacks: int
+    ahead: int
+    equal: bool
+
+
+class BrokerStatus(msgspec.Struct, frozen=True):
+    """What the broker says.
+
+    Args:
+        connector: Its URL, without credentials.
+        reachable: Whether it answered.
+        error: Why not.
+        behind: For each topic that was synced over it, how many messages have not been read yet.
+        peers: For each of them, the other nodes.
+    """
+
+    connector: str
+    reachable: bool
+    error: str
+    behind: dict[str, int]
+    peers: dict[str, tuple[PeerStatus, ...]]
+
+
+class Status(msgspec.Struct, frozen=True):
+    """Everything.
+
+    Args:
+        node: The node id; "" if no node has opened the store yet.
+        origin: Under what it last numbered its events.
+        store: Identity of the log.
+        file: Where it is.
+        file_bytes: Its size, with its journal.
+        running: Process id of the node that has it open just now, if it says so.
+        topics: By name.
+        quarantined: Arrivals that were set aside.
+        offsets: Where each reader and projection stands.
+        broker: With --connector.
+    """
+
+    node: str
+    origin: str
+    store: str
+    file: str
+    file_bytes: int
+    running: int | None
+    topics: dict[str, TopicStatus]
+    quarantined: int
+    offsets: dict[str, int]
+    broker: BrokerStatus | None
+
+
+async def gather(store: SqliteStore, connector: str | None, *, quiet: bool) -> Status:
+    """Look at everything.
+
+    Args:
+        store: Open for reading.
+        connector: URL of the broker to ask as well.
+        quiet: Show no progress.
+    """
+    identity = identity_of(store)
+    offsets = await store.offsets()
+    topics: dict[str, TopicStatus] = {}
+    seen: dict[str, tuple[Seen, str]] = {}
+    end = (await store.end()).position
+    with progress("reading the log", end, quiet=quiet) as bar:
+        for topic in await store.topics():
+            heads = await heads_by_aggregate(store, topic, bar.to)
+            topics[topic], held = await _topic(store, topic, heads)
+            seen[topic] = (held, topics[topic].digest)
+    return Status(
+        node=identity.node,
+        origin=identity.origin,
+        store=store.id,
+        file=str(store.path),
+        file_bytes=sum(_size(store.path.with_name(store.path.name + suffix)) for suffix in ("", "-wal")),
+        running=await _running(store.path),
+        topics=topics,
+        quarantined=await _quarantined(store),
+        offsets={who: at.position for who, at in offsets.items()},
+        broker=await _broker(connector, identity.node, offsets, seen) if connector else None,
+    )
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+async def _running(path: Path) -> int | None:
+    visitor = await Visitor.knock(path)
+    if visitor is None:
+        return None
+    async with visitor:
+        with suppress(SyncKitError):
+            return (await visitor.about()).process
+    return None
+
+
+async def _quarantined(store: SqliteStore) -> int:
+    total = after = 0
+    while page := await store.quarantine(after=after, limit=PAGE_EVENTS):
+        after = page[-1].position
+        total += len(page)
+    return total
+
+
+Heads = dict[str, list[tuple[str, int]]]
+
+
+async def heads_by_aggregate(store: EventStore, topic: str, advance: Callable[[float], None]) -> Heads:
+    """For each aggregate its heads, from one pass over the log, in which a cause stands before what it caused.
+
+    Only where a cause was declared lost and came all the same may an aggregate have one too many.
+    """
+    heads: Heads = {}
+    after: Offset | None = None
+    while page := await store.log(topic, after=after, limit=PAGE_EVENTS):
+        for stored in page:
+            event = stored.event
+            known = heads.get(event.aggregate_id)
+            if known is None:
+                heads[event.aggregate_id] = [(event.origin, event.seq)]
+            else:
+                context: Mapping[str, int] = event.context if event.context_bytes else {}
+                known[:] = [head for head in known if context.get(head[0], 0) < head[1]]
+                known.append((event.origin, event.seq))
+        after = page[-1].offset
+        advance(after.position)
+    return heads
+
+
+async def _topic(store: SqliteStore, topic: str, heads: Heads) -> tuple[TopicStatus, Seen]:
+    conflicting = [
+        aggregate_id
+        for aggregate_id in sorted(name for name, found in heads.items() if len(found) > 1)
+        if len(conflict_of(topic, aggregate_id, await store.aggregate(topic, aggregate_id)).heads) > 1
+    ]
+    summary = await store.summary(topic)
+    status = TopicStatus(
+        events=len(summary.seen),
+        aggregates=len(heads),
+        conflicts=len(conflicting),
+        conflicting=tuple(conflicting[:CONFLICTS_NAMED_MAX]),
+        held=len(summary.held),
+        refused=len(summary.refused),
+        gaps=len(summary.seen.gaps()),
+        origins={origin: count(intervals) for origin, intervals in sorted(summary.seen.ranges.items())},
+        digest=f"{checksum(summary):064x}",
+    )
+    return status, summary.seen
+
+
+async def _broker(
+    url: str, node: str, offsets: Mapping[str, Offset], topics: Mapping[str, tuple[Seen, str]]
+) -> BrokerStatus:
+    connector = connector_for(url)
+    name = link_name(connector, url)
+    # Asking for a topic makes its log where there is none: ask only for those that were synced there.
+    places: dict[str, dict[int, Offset]] = {}
+    for reader, offset in offsets.items():
+        if reader.startswith(name + "|"):
+            topic, _, partition = reader[len(name) + 1 :].rpartition("|")
+            places.setdefault(topic, {})[int(partition)] = offset
+    behind: dict[str, int] = {}
+    peers: dict[str, tuple[PeerStatus, ...]] = {}
+    error = ""
+    try:
+        async with asyncio.timeout(BROKER_S):
+            await connector.open()
+            for topic, read in places.items():
+                behind[topic] = await _behind(connector, topic, read)
+                if topic in topics:
+                    peers[topic] = await _peers(connector, topic, node, *topics[topic])
+    except SyncKitError as failure:
+        error = f"{failure.code} {failure.message}"
+    except TimeoutError:
+        error = f"no answer within {BROKER_S:g} s"
+    finally:
+        await connector.close()
+    return BrokerStatus(name, not error, error, behind, peers)
+
+
+async def _behind(connector: Connector, topic: str, read: Mapping[int, Offset]) -> int:
+    bounds = await connector.bounds(topic)
+    lag = 0
+    for partition, log in bounds.items():
+        place = read.get(partition)
+        position = place.position if place is not None and place.log == log.identity else 0
+        lag += max(0, log.end - 1 - max(position, log.first - 1))
+    return lag
+
+
+async def _peers(connector: Connector, topic: str, node: str, seen: Seen, digest: str) -> tuple[PeerStatus, ...]:
+    found: dict[str, PeerStatus] = {}
+    async with connector.listen(topic) as announced:
+        async for name, body, age_s in announced:
+            if not name:
+                break
+            if name == node or not body:
+                found.pop(name, None)
+                continue
+            try:
+                said, theirs = digest_from_bytes(body)
+            except FrameMalformed:
+                continue
+            equal = said.checksum.hex() == digest and (not said.whole or theirs == seen)
+            lacks = 0 if equal else len(seen.minus(theirs))
+            found[name] = PeerStatus(name, round(age_s, 1), lacks, len(theirs.minus(seen)), equal)
+    return tuple(found[name] for name in sorted(found))

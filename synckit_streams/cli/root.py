@@ -1,0 +1,75 @@
+"""Which commands there are. A command's module is imported when that command is asked for, and not before."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from importlib.metadata import version as version_of
+from importlib.util import find_spec
+from typing import Annotated, Any
+
+import typer
+
+from synckit_streams.cli.terminal import INTERRUPTED, show
+
+# In the order in which a new user meets them: command, module, function.
+COMMANDS = (
+    ("demo", "synckit_streams.cli.demo", "demo"),
+    ("import", "synckit_streams.cli.importing", "import_file"),
+    ("export", "synckit_streams.cli.exporting", "export"),
+    ("log", "synckit_streams.cli.log", "log"),
+    ("sync", "synckit_streams.cli.syncing", "sync"),
+    ("status", "synckit_streams.cli.status", "status"),
+    ("simulate", "synckit_streams.cli.simulate", "simulate"),
+    ("doctor", "synckit_streams.cli.doctor", "doctor"),
+)
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        show(f"synckit-streams {version_of('synckit-streams')}")
+        raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Say the version, and end.", callback=_say_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Write events anywhere, also offline; let nodes meet over a broker and agree.
+
+    A first look: [bold]synckit demo[/bold]. Each command has --help with examples, and --json for programs.
+    """
+
+
+def application(only: str | None = None) -> typer.Typer:
+    """The commands as a typer application.
+
+    Args:
+        only: The command that will run. The others are then left out, and not imported.
+    """
+    made = typer.Typer(
+        name="synckit",
+        add_completion=False,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    made.callback()(_root)
+    for name, module, function in COMMANDS:
+        if (only is None or name == only) and find_spec(module) is not None:
+            command: Callable[..., Any] = getattr(import_module(module), function)
+            made.command(name)(command)
+    return made
+
+
+def run(arguments: Sequence[str] | None) -> None:
+    """See `synckit_streams.cli.main`."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    first = given[0] if given else ""
+    try:
+        application(first if any(first == name for name, _, _ in COMMANDS) else None)(given, prog_name="synckit")
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
