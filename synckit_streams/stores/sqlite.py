@@ -14,9 +14,7 @@ import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
 
 import msgspec
 
@@ -33,6 +31,7 @@ from synckit_streams.stores.identity import warn_of_other_node
 from synckit_streams.stores.ledger_store import Block, LedgerStore, Probe
 from synckit_streams.stores.models import SqliteTransaction
 from synckit_streams.stores.sqlite_facts import SqliteFacts
+from synckit_streams.stores.sqlite_url import parse_url
 from synckit_streams.sync.ledger import Changes, Fork, Ledger, Wants
 
 WRITE_CACHE_KIB = 16_000
@@ -73,7 +72,7 @@ class SqliteStore(LedgerStore):
         probe: Probe | None = None,
         busy_timeout_s: float = 5.0,
     ) -> None:
-        self.path, options = _parse(url)
+        self.path, options = parse_url(url)
         durability = durability or options["durability"]
         if durability not in ("full", "normal"):
             raise ConfigError(f"durability {durability!r} is unknown", hint='choose "full" or "normal"')
@@ -120,7 +119,11 @@ class SqliteStore(LedgerStore):
             check_same_thread=False,
             timeout=self._busy_timeout_s,
         )
-        connection.execute(f"PRAGMA cache_size=-{cache_kib}")
+        try:
+            connection.execute(f"PRAGMA cache_size=-{cache_kib}")
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     def _open(self, opening: Opening) -> str:
@@ -133,17 +136,15 @@ class SqliteStore(LedgerStore):
         """Open for reading only."""
         if not self.path.exists():
             raise StoreError(f"{self.path} does not exist", hint="check the path; a node makes it when it first opens")
-        self.writer = self._reader = self._connect("ro", cache_kib=READ_CACHE_KIB)
         try:
-            try:
-                version = schema.version_of(self.writer, self.path)
-            except sqlite3.OperationalError:
-                # Reading a WAL needs files beside it. Where none can be made, and none is left, nobody writes either.
-                if self._wal_bytes():
-                    raise
-                self.writer.close()
-                self.writer = self._reader = self._connect("ro&immutable=1", cache_kib=READ_CACHE_KIB)
-                version = schema.version_of(self.writer, self.path)
+            self.writer = self._reader = self._connect("ro", cache_kib=READ_CACHE_KIB)
+        except sqlite3.OperationalError:
+            # Reading a WAL needs files beside it. Where none can be made, and none is left, nobody writes either.
+            if self._wal_bytes():
+                raise
+            self.writer = self._reader = self._connect("ro&immutable=1", cache_kib=READ_CACHE_KIB)
+        try:
+            version = schema.version_of(self.writer, self.path)
             if version < schema.SCHEMA_VERSION:
                 raise StoreError(
                     f"{self.path} has schema {version}, which this release first brings to {schema.SCHEMA_VERSION}",
@@ -256,8 +257,6 @@ class SqliteStore(LedgerStore):
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        if self._read_only:
-            raise StoreError(f"{self.path} was opened for reading only")
         self._begin()
         try:
             yield
@@ -270,6 +269,8 @@ class SqliteStore(LedgerStore):
             self._indexed, self.tail = self._to_index, {}
 
     def _begin(self) -> None:
+        if self._read_only:
+            raise StoreError(f"{self.path} was opened for reading only")
         self.writer.execute("BEGIN IMMEDIATE")
 
     def _end(self, *, commit: bool) -> None:
@@ -491,37 +492,3 @@ class SqliteStore(LedgerStore):
             (after, limit),
         )
         return [Quarantined(*row) for row in rows]
-
-
-def _parse(url: str) -> tuple[Path, dict[str, str]]:
-    """The path in a URL, and its options.
-
-    Raises:
-        ConfigError: it names no file, or has an option that is unknown.
-    """
-    hint = "write sqlite:///till.db, or sqlite:////var/lib/till.db for an absolute path"
-    try:
-        parts = urlsplit(url)
-        path = unquote(parts.path[1:], errors="strict")
-        path.encode()
-    except ValueError as error:
-        raise ConfigError(f"{url!r} is not the URL of a file: {error}", hint=hint) from None
-    if parts.netloc or not path.strip("/") or "\0" in path:
-        raise ConfigError(f"{url!r} names no file", hint=hint)
-    if parts.fragment or url.endswith("#"):
-        raise ConfigError(f"{url!r} has a '#'", hint="write %23 for a '#' in the path, %3F for a '?', %25 for a '%'")
-    options = {"durability": "full"}
-    for name, value in parse_qsl(parts.query, keep_blank_values=True):
-        if name not in options:
-            raise ConfigError(
-                f"unknown option {name!r} in {url!r}", hint="durability is known; write %3F for a '?' in the path"
-            )
-        options[name] = value
-    found = Path(path)
-    try:
-        folder = found.is_dir()
-    except OSError as error:
-        raise ConfigError(f"{url!r}: {error.strerror}", hint="choose another path") from None
-    if folder:
-        raise ConfigError(f"{url!r} names a folder", hint=hint)
-    return found, options

@@ -1,0 +1,95 @@
+"""What the other processes of test_sqlite.py do."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sqlite3
+import sys
+from typing import Any
+from urllib.parse import quote
+
+from synckit_streams.errors import StoreError
+from synckit_streams.model.codec import event_hash
+from synckit_streams.model.event import Draft, Event, Offset
+from synckit_streams.model.exchange import Arrival, Place
+from synckit_streams.ports.store import Opening
+from synckit_streams.stores.sqlite import SqliteStore
+
+# Not from the contract: these processes start often, and need neither pytest nor hypothesis.
+NOW_MS = 1_700_000_000_000
+DRAFT = Draft("orders", "order.changed", "o-1", {})
+
+
+def opening(node: str) -> Opening:
+    """An opening with its own dice."""
+    return Opening(node=node, topics=("orders",), dice=os.urandom)
+
+
+def say(what: str) -> None:
+    """One line, at once."""
+    sys.stdout.write(what + "\n")
+    sys.stdout.flush()
+
+
+def store_at(path: str, **options: Any) -> SqliteStore:
+    """The store in a file."""
+    return SqliteStore(f"sqlite:///{quote(path)}", **options)
+
+
+async def hold(path: str) -> None:
+    """Open the store, and append one more event for each line that is read."""
+    store = store_at(path)
+    await store.open(opening("holder"))
+    await store.append([DRAFT], now_ms=NOW_MS)
+    say("open")
+    while await asyncio.to_thread(sys.stdin.readline):
+        await store.append([DRAFT], now_ms=NOW_MS)
+        say("wrote")
+
+
+async def look(path: str) -> None:
+    """Read it, then try to write it."""
+    store = store_at(path, read_only=True)
+    await store.open(opening("reader"))
+    say(f"{len(await store.log(after=None, limit=100))} events")
+    await store.close()
+    try:
+        await store_at(path).open(opening("writer"))
+    except StoreError as error:
+        say(f"{type(error).__name__}: {error.hint}")
+
+
+def lock(path: str) -> None:
+    """Keep a write transaction open."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("BEGIN IMMEDIATE")
+    say("locked")
+    sys.stdin.readline()
+
+
+async def write_for_ever(path: str, life: int) -> None:
+    """Several callers at once, drafts in pairs and received events with their offset; say the ids that are certain."""
+    store = store_at(path)
+    await store.open(opening("writer"))
+    peer = f"peer@{life}"
+
+    async def pairs(caller: int) -> None:
+        for number in range(1_000_000):
+            call = f"{life}/{caller}/{number}"
+            drafts = [Draft("orders", "pair", f"o-{number % 9}", {"call": call}) for _ in range(2)]
+            result = await store.append(drafts, now_ms=NOW_MS)
+            say(json.dumps([each.event.id for each in result.appended]))
+
+    async def link() -> None:
+        for first in range(1, 1_000_000, 3):
+            events = [
+                Event(f"{peer}/{seq}", "orders", "x", f"p-{seq}", b"1", b"", peer, seq, 0, b"", b"", NOW_MS << 16)
+                for seq in range(first, first + 3)
+            ]
+            received = [Arrival(each, event_hash(each), Place("link", each.seq)) for each in events]
+            await store.append(received=received, offsets={"link": Offset("log", first + 2)}, now_ms=NOW_MS)
+            say(json.dumps([each.id for each in events]))
+
+    await asyncio.gather(link(), *(pairs(caller) for caller in range(3)))
