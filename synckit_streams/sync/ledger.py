@@ -235,7 +235,8 @@ def _pairs(raw: bytes) -> Sequence[tuple[str, int]]:
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return list(VersionVector.from_bytes(raw).items())
     if (
-        _encode(pairs) == raw
+        pairs
+        and _encode(pairs) == raw
         and all(0 < seq <= COUNTER_MAX for _, seq in pairs)
         and (len(pairs) == 1 or all(one[0] < other[0] for one, other in pairwise(pairs)))
     ):
