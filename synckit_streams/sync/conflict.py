@@ -7,14 +7,15 @@ conflict again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
 from synckit_streams.errors import HandlerError
-from synckit_streams.model.clock import VersionVector
+from synckit_streams.model.clock import Dot, VersionVector
 from synckit_streams.model.codec import event_content_hash
 from synckit_streams.model.event import Event
 
@@ -36,14 +37,17 @@ class Conflict(msgspec.Struct, frozen=True):
     Args:
         topic: Of the aggregate.
         aggregate_id: Which one.
-        events: Every event of the aggregate, each id once.
+        events: Every event of the aggregate, each fact once: what two nodes wrote under one id *and* alike is one fact.
         heads: The maximal ones among them; two or more are a conflict.
+        copies: The events that were left out, under the dot of the one that stands for them. For resolvers that follow
+            causes: a context may cover either.
     """
 
     topic: str
     aggregate_id: str
     events: tuple[Event, ...]
     heads: tuple[Event, ...]
+    copies: Mapping[Dot, tuple[Event, ...]] = {}
 
 
 class Resolution(msgspec.Struct, frozen=True):
@@ -96,29 +100,81 @@ def heads(events: Iterable[Event]) -> tuple[Event, ...]:
     found = list(events)
     covered: dict[str, int] = {}
     for event in found:
-        if event.context_bytes:
-            for origin, seq in event.context.items():
-                if seq > covered.get(origin, 0):
-                    covered[origin] = seq
+        _learn(covered, event)
     # An event's own context never covers itself, so one merged vector serves for all.
     left = [event for event in found if covered.get(event.origin, 0) < event.seq]
     return tuple(sorted(left, key=lambda event: event.canonical_order))
 
 
+def _learn(vector: dict[str, int], event: Event) -> None:
+    """Add what the writer of an event knew."""
+    if event.context_bytes:
+        for origin, seq in event.context.items():
+            if seq > vector.get(origin, 0):
+                vector[origin] = seq
+
+
 def conflict_of(topic: str, aggregate_id: str, events: Sequence[Event]) -> Conflict:
-    """The aggregate as a resolver sees it. A fact that two nodes wrote under one id and alike counts once."""
+    """The aggregate as a resolver sees it. A fact that two nodes wrote under one id and alike counts once.
+
+    Whoever knew one copy of a fact knew the fact. So a fact that stands at the end of the history as one copy and was
+    overwritten as another one is not maximal, unless each was written after the other somewhere.
+    """
     ordered = sorted(events, key=lambda event: event.canonical_order)
-    facts: dict[tuple[str, bytes], Event] = {}
+    maximal = heads(ordered)
+    times = Counter(event.id for event in ordered)
+    if len(times) == len(ordered):
+        return Conflict(topic, aggregate_id, tuple(ordered), maximal)
+    facts: dict[tuple[str, bytes], list[Event]] = {}
+    kept: list[Event] = []
+    stands: dict[Dot, Dot] = {}
     for event in ordered:
-        facts.setdefault((event.id, event_content_hash(event)), event)
-    dropped = len(facts) < len(ordered)
-    kept = tuple(facts.values()) if dropped else tuple(ordered)
-    left = heads(ordered)
-    if dropped:
-        # A twin may be a head while the copy that counts is not: the fact stands where it is maximal.
-        alive = {facts[event.id, event_content_hash(event)].key: None for event in left}
-        left = tuple(event for event in kept if event.key in alive)
-    return Conflict(topic, aggregate_id, kept, left)
+        fact = [event]
+        if times[event.id] > 1:
+            fact = facts.setdefault((event.id, event_content_hash(event)), [])
+            fact.append(event)
+        stands[event.dot] = fact[0].dot
+        if len(fact) == 1:
+            kept.append(event)
+    copied = [fact for fact in facts.values() if len(fact) > 1]
+    standing = {stands[event.dot]: event for event in maximal}
+    knows = {dot: _known(facts_of, copied) for dot, facts_of in _written(standing, copied).items()} if copied else {}
+    left = {
+        dot
+        for dot in standing
+        if not any(dot in theirs and other not in knows[dot] for other, theirs in knows.items() if other != dot)
+    }
+    return Conflict(
+        topic,
+        aggregate_id,
+        tuple(kept),
+        tuple(event for event in kept if event.dot in left),
+        {fact[0].dot: tuple(fact[1:]) for fact in copied},
+    )
+
+
+def _written(standing: Mapping[Dot, Event], copied: Sequence[Sequence[Event]]) -> dict[Dot, Sequence[Event]]:
+    """For each fact that stands at the end, all its copies."""
+    copies = {fact[0].dot: fact for fact in copied}
+    return {dot: copies.get(dot, (event,)) for dot, event in standing.items()}
+
+
+def _known(fact: Sequence[Event], copied: Sequence[Sequence[Event]]) -> set[Dot]:
+    """Which of the copied facts were known, under whatever dot, to those who wrote this one."""
+    vector: dict[str, int] = {}
+    for copy in fact:
+        _learn(vector, copy)
+    known: set[Dot] = set()
+    grows = True
+    while grows:
+        grows = False
+        for other in copied:
+            if other[0].dot not in known and any(vector.get(copy.origin, 0) >= copy.seq for copy in other):
+                known.add(other[0].dot)
+                for copy in other:
+                    _learn(vector, copy)
+                grows = True
+    return known
 
 
 def resolve(resolver: ConflictResolver, conflict: Conflict) -> Resolution:

@@ -10,8 +10,11 @@ from typing import Any
 import msgspec
 
 from synckit_streams.errors import ConfigError, PayloadUndecodable
+from synckit_streams.model.clock import Dot
 from synckit_streams.model.event import Event
 from synckit_streams.sync.conflict import Conflict, Decision, Resolution
+
+_encode = msgspec.json.Encoder(order="deterministic").encode
 
 
 def _data(event: Event) -> Any:
@@ -56,14 +59,8 @@ class FirstWriteWins:
         """See `ConflictResolver`."""
         roots = [event for event in conflict.events if not event.context_bytes] or list(conflict.events)
         first = min(roots, key=lambda event: event.canonical_order)
-        family = {first.key}
-        # Canonical order is a linear extension of causality for events of one aggregate, so one pass finds them all.
-        descends = {first.dot}
-        for event in conflict.events:
-            if event.key not in family and any(event.context.covers(dot) for dot in descends):
-                family.add(event.key)
-                descends.add(event.dot)
-        heirs = [head for head in conflict.heads if head.key in family]
+        family = _family(first, conflict)
+        heirs = [head for head in conflict.heads if head.dot in family]
         winner = max(heirs or conflict.heads, key=lambda head: head.canonical_order)
         kept = _keep(winner, conflict, f"descends from the first write {first.id}")
         if kept.decision is Decision.NOOP:
@@ -98,15 +95,15 @@ class AdditiveMerge:
 
     def resolve(self, conflict: Conflict) -> Resolution:
         """See `ConflictResolver`."""
-        seen: set[str] = set()
+        counted: dict[str, None] = {}
         numbers: dict[str, list[int | float]] = {}
-        lists: dict[str, list[Any]] = {}
+        lists: dict[str, dict[bytes, Any]] = {}
         merged: dict[str, Any] = {}
         skipped = 0
         for event in conflict.events:
-            if event.id in seen:
+            if event.id in counted:
                 continue
-            seen.add(event.id)
+            counted[event.id] = None
             data = _data(event)
             if not isinstance(data, dict):
                 skipped += 1
@@ -116,33 +113,65 @@ class AdditiveMerge:
                 if kind == "sum" and isinstance(value, int | float) and not isinstance(value, bool):
                     numbers.setdefault(field, []).append(value)
                 elif kind == "union":
-                    found = lists.setdefault(field, [])
+                    found = lists.setdefault(field, {})
                     for item in value if isinstance(value, list) else [value]:
-                        if not any(_same(item, other) for other in found):
-                            found.append(item)
+                        # Equal as JSON: 1, 1.0 and true are three items, and the order of an object's names is none.
+                        found.setdefault(_encode(item), item)
                 elif kind is None:
                     merged[field] = value
-        for field, values in numbers.items():
-            merged[field] = _total(values)
-        merged.update(lists)
-        reasons = [f"folded {len(seen)} event{'s' if len(seen) > 1 else ''}"]
+        merged.update({field: _total(values) for field, values in numbers.items()})
+        merged.update({field: list(found.values()) for field, found in lists.items()})
+        reasons = [f"folded {len(counted)} event{'s' if len(counted) > 1 else ''}"]
         if skipped:
             reasons.append(f"passed over {skipped} whose data is not an object")
-        if len(seen) == 1:
+        if len(counted) == 1:
             return Resolution(conflict.events[0], merged, conflict.heads, Decision.NOOP, ("one event",))
         return Resolution(None, merged, conflict.heads, Decision.MERGE, tuple(reasons))
+
+
+def _family(first: Event, conflict: Conflict) -> set[Dot]:
+    """An event and all that descend from it, through whichever copy of a fact."""
+    family: set[Dot] = set()
+    least: dict[str, int] = {}
+
+    def join(event: Event) -> None:
+        family.add(event.dot)
+        for copy in (event, *conflict.copies.get(event.dot, ())):
+            least[copy.origin] = min(copy.seq, least.get(copy.origin, copy.seq))
+
+    def descends(event: Event) -> bool:
+        # A context that covers any event of an origin covers the least one, so that one alone need be kept.
+        return any(
+            seq >= least.get(origin, seq + 1)
+            for copy in (event, *conflict.copies.get(event.dot, ()))
+            if copy.context_bytes
+            for origin, seq in copy.context.items()
+        )
+
+    join(first)
+    grows = True
+    while grows:
+        grows = False
+        # Canonical order is a linear extension of causality: one pass finds them all, except through copies.
+        for event in conflict.events:
+            if event.dot not in family and descends(event):
+                join(event)
+                grows = bool(conflict.copies)
+    return family
 
 
 def _total(values: list[int | float]) -> int | float:
     """Integers exactly; with a float among them, the exact sum rounded once, whatever the order."""
     if all(isinstance(value, int) for value in values):
         return sum(values)
+    # fsum makes a float of an integer first, which is exact up to here.
+    if all(isinstance(value, float) or abs(value) <= 2**53 for value in values):
+        try:
+            return math.fsum(values)
+        except OverflowError:  # perhaps only half-way
+            pass
+    exact = sum(map(Fraction, values))
     try:
-        return math.fsum(values)
-    except OverflowError:  # an integer beyond every float
-        return int(sum(map(Fraction, values)))
-
-
-def _same(one: Any, other: Any) -> bool:
-    """Equality of JSON values: 1 and true are not the same, 1 and 1.0 are not either."""
-    return type(one) is type(other) and bool(one == other)
+        return float(exact)
+    except OverflowError:  # beyond every float
+        return int(exact)
