@@ -53,12 +53,17 @@ class Book:
         """Per event: the events of its aggregate that its client had read."""
         self.before: dict[Key, frozenset[Key]] = {}
         """Per event: what must stand before it in every log."""
+        self.batches: dict[tuple[str, ...], None] = {}
+        """Ids that were written together: all of them, or none."""
+        self.torn: list[str] = []
+        """Batches of which a disk held a part."""
         self.writes = 0
         """Events that were numbered somewhere."""
 
     def learn(self, disk: Disk, machine: str, origins: Iterable[str]) -> None:
         """Look at what was added to a disk since the last look, before anything happens to it."""
         mine = frozenset(origins)
+        written: set[str] = set()
         for position, event in disk.rows(disk.learned):
             disk.learned = position
             history = disk.histories.setdefault((event.topic, event.aggregate_id), [])
@@ -66,7 +71,14 @@ class Book:
             key = event.key
             if key not in self.reads and fact is not None and machine in fact.writers and event.origin in mine:
                 self._write(key, fact, history)
+                written.add(event.id)
             history.append(key)
+        if written:
+            self.torn += [
+                f"{', '.join(sorted(written.intersection(batch)))} of {len(batch)} on {machine}"
+                for batch in self.batches
+                if len(batch) > 1 and 0 < len(written.intersection(batch)) < len(batch)
+            ]
 
     def _write(self, key: Key, fact: Fact, history: list[Key]) -> None:
         self.writes += 1

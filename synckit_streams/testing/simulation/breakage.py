@@ -137,7 +137,6 @@ class Breakage:
     def _back_up(self, machine: Machine) -> None:
         backups = self._backups.setdefault(machine.name, [])
         machine.learn()
-        self._clones += 0
         backups.append((machine.disk.copy(f"{machine.name}-backup-{len(backups)}-{self._stamp()}"), set(machine.acknowledged)))
         del backups[:-BACKUPS_MAX]
         self._note(f"{machine.name} is backed up")
@@ -256,6 +255,10 @@ class Breakage:
         name = f"{original.name}{chr(96 + self._clones)}"
         clone = simulation.add(name, original.node_id, original.disk.copy(name))
         clone.acknowledged = set(original.acknowledged)
+        if self._dice.random() < 0.5:
+            # A virtual machine, copied while it runs: what it had in its memory, the copy has too.
+            clone.inherited, used = original.memory
+            simulation.keys_unique = simulation.keys_unique and not used
         self._hit("clone", f"{original.name} runs as {name} too")
         await clone.start()
         client = simulation.clients[-1]

@@ -91,6 +91,8 @@ async def examine(simulation: Simulation, *, agreed: bool, republished: int) -> 
 
     for machine in simulation.machines:
         machine.learn()
+    for torn in simulation.book.torn:
+        wrong("phantom", f"a part of what is written together: {torn}")
     outcome.events = simulation.book.writes
     outcome.published = sum(simulation.broker.published.values())
     found: list[Found] = []
@@ -165,6 +167,14 @@ def _examine_log(simulation: Simulation, found: Found, wrong: _Wrong) -> None:
             wrong("duplicated", f"{id} had its effect {times} times on {name}", abs(times - 1))
     for id in found.effects.keys() - first:
         wrong("phantom", f"{id} had an effect on {name} and is not in its log")
+    if simulation.keys_unique:
+        _examine_order(simulation, found, position, wrong)
+
+
+def _examine_order(simulation: Simulation, found: Found, position: dict[Key, int], wrong: _Wrong) -> None:
+    """Nothing stands before its cause, and no clock shows less than its cause's."""
+    book, name = simulation.book, found.machine.name
+    times = {stored.event.key: stored.event.at_packed for stored in found.log}
     for key, at in position.items():
         before = book.before.get(key, frozenset())
         late = [cause for cause in before if position.get(cause, at + 1) > at and cause not in found.voids]
@@ -173,6 +183,9 @@ def _examine_log(simulation: Simulation, found: Found, wrong: _Wrong) -> None:
             excused = set[Key]().union(*(book.before.get(cause, ()) for cause in before & found.voids))
             for cause in sorted(set(late) - excused):
                 wrong("causal_violations", f"{key} stands before its cause {cause} on {name}")
+        read = book.reads.get(key, frozenset())
+        for cause in sorted(cause for cause in read if times.get(cause, 0) >= times[key]):
+            wrong("causal_violations", f"{key} is dated before {cause}, which its writer had read, on {name}")
 
 
 async def _examine_agreement(simulation: Simulation, found: Sequence[Found], wrong: _Wrong) -> None:
@@ -199,7 +212,7 @@ async def _examine_agreement(simulation: Simulation, found: Sequence[Found], wro
             answer = (resolution.winner.id if resolution.winner else None, repr(resolution.data))
             if resolved.setdefault((topic, aggregate_id), answer) != answer:
                 wrong("diverged", f"{each.machine.name} resolves {aggregate_id} of {topic!r} to {answer}")
-            if not simulation.heads_known:
+            if not simulation.keys_unique:
                 continue
             expected = simulation.book.heads(event.key for event in events)
             ids = {event.id for event in events if event.key in expected}

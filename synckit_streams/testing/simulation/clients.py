@@ -10,6 +10,7 @@ import msgspec
 
 from synckit_streams.errors import SyncKitError
 from synckit_streams.model.clock import Key, VersionVector
+from synckit_streams.model.codec import node_of
 from synckit_streams.model.event import Draft, Stored
 from synckit_streams.runtime.node import SyncNode
 from synckit_streams.testing.simulation.book import Book, Fact
@@ -17,6 +18,9 @@ from synckit_streams.testing.simulation.machine import Machine
 
 UNDECODABLE = b"\xff\xfenot JSON"
 TYPES = ("placed", "changed", "closed")
+
+Wanted = list[tuple[Draft, Fact]]
+"""One call of `append_many`: all of it is written, or nothing."""
 
 
 class Client:
@@ -28,16 +32,20 @@ class Client:
         dice: Their own.
         aggregates: Of how many things they write.
         nonsense: How often a payload is not JSON.
+        in_doubt: What somebody tried to write, and does not know whether it was written. All users share it: some try
+            again, on the same node or on another.
     """
 
-    def __init__(self, machine: Machine, book: Book, dice: Random, aggregates: int, nonsense: float) -> None:
+    def __init__(
+        self, machine: Machine, book: Book, dice: Random, aggregates: int, nonsense: float, in_doubt: list[Wanted]
+    ) -> None:
         self._machine = machine
         self._book = book
         self._dice = dice
         self._aggregates = aggregates
         self._nonsense = nonsense
         self._shown: list[tuple[str, str, VersionVector, frozenset[Key]]] = []
-        self._in_doubt: list[tuple[Draft, Fact]] = []
+        self._in_doubt = in_doubt
         self._count = 0
 
     async def go_on(self, pause_s: float, until_s: float) -> None:
@@ -62,10 +70,25 @@ class Client:
             await self._follow()
         elif draw < 0.44:
             await self._write([self._draft() for _ in range(self._dice.randint(2, 6))])
-        elif draw < 0.52 and self._in_doubt:
-            await self._write([self._in_doubt.pop(0)])
+        elif draw < 0.54 and (again := self._somebodys_doubt()):
+            await self._write(again)
         else:
             await self._write([self._draft()])
+
+    def _somebodys_doubt(self) -> Wanted:
+        """What is to be tried again here: this machine's own, and now and then another one's."""
+        machine = self._machine
+        for wanted in self._in_doubt:
+            writers = wanted[0][1].writers
+            elsewhere = machine.name not in writers
+            # Not on a clone: of two machines with one name, one could not tell which wrote what.
+            if elsewhere and (self._dice.random() < 0.5 or machine.node_id in {name.rstrip("ab") for name in writers}):
+                continue
+            if wanted[0][0].topic not in machine.topics:
+                continue
+            self._in_doubt.remove(wanted)
+            return wanted
+        return []
 
     async def _look(self) -> None:
         """Read an aggregate; what follows from it is written later."""
@@ -116,29 +139,29 @@ class Client:
         payload = data if isinstance(data, bytes) else msgspec.json.encode(data)
         return draft, Fact(id, topic, aggregate_id, type, payload, qty, after, read)
 
-    async def _write(self, wanted: list[tuple[Draft, Fact]]) -> None:
+    async def _write(self, wanted: Wanted) -> None:
         machine, book = self._machine, self._book
-        for draft, fact in wanted:
+        for _, fact in wanted:
             book.facts[fact.id] = fact
             fact.writers.add(machine.name)
+        book.batches[tuple(fact.id for _, fact in wanted)] = None
         machine.setup.note(machine.name, f"writes {', '.join(f'{fact.id} to {fact.aggregate_id}' for _, fact in wanted)}")
         try:
             stored = await machine.run(self._append(machine.node, wanted))
         except SyncKitError as error:
             machine.setup.note(machine.name, f"is told: {error.message}")
-            # The user does not know; some of them try again with the same id.
-            self._in_doubt += [each for each in wanted if each[0].context is None and not each[0].after]
-            return
-        if stored is None:
-            self._in_doubt += [each for each in wanted if each[0].context is None and not each[0].after]
+            stored = None
+        if stored is None and all(draft.context is None and not draft.after for draft, _ in wanted):
+            self._in_doubt.append(wanted)
 
-    async def _append(self, node: SyncNode, wanted: list[tuple[Draft, Fact]]) -> list[Stored]:
+    async def _append(self, node: SyncNode, wanted: Wanted) -> list[Stored]:
         stored = await node.append_many([draft for draft, _ in wanted])
         machine = self._machine
         for (_, fact), each in zip(wanted, stored, strict=True):
             fact.acknowledged = True
             machine.acknowledged.add(fact.id)
-            machine.origins.add(each.event.origin)
+            if node_of(each.event.origin) == machine.node_id:  # it may have been written elsewhere, and be here already
+                machine.origins.add(each.event.origin)
         return stored
 
     async def _try(self, work: Any) -> Any:

@@ -14,15 +14,18 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from enum import Enum
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
+
+import msgspec
 
 from synckit_streams.errors import StoreError, StoreFull
 from synckit_streams.model.clock import Key
 from synckit_streams.model.event import Event
-from synckit_streams.stores import sqlite_schema as schema
-from synckit_streams.stores.ledger_store import LedgerStore, Probe
+from synckit_streams.stores.ledger_store import LedgerStore
 from synckit_streams.stores.memory import MemoryDisk, MemoryStore
 from synckit_streams.stores.sqlite import SqliteStore
+
+_decode_event = msgspec.msgpack.Decoder(Event).decode
 
 
 class Dead(BaseException):
@@ -95,6 +98,10 @@ class Disk(ABC):
         """The log on this disk behind a position, with positions, in commit order."""
 
     @abstractmethod
+    def origin(self) -> str:
+        """Under which the last event of this disk's own was numbered; "" if there is none."""
+
+    @abstractmethod
     def copy(self, name: str) -> Disk:
         """A backup: the store, without what lies beside it."""
 
@@ -129,6 +136,10 @@ class InMemory(Disk):
             if row is not None:
                 yield row.position, row.event
 
+    def origin(self) -> str:
+        """See `Disk`."""
+        return self.disk.meta.get("origin", "")
+
     def copy(self, name: str) -> Disk:
         """See `Disk`."""
         copy = InMemory(name, self.disk.copy())
@@ -158,10 +169,10 @@ class OnFile(Disk):
         self.path = folder / f"{name}.db"
 
     def _full(self) -> Exception:
-        return sqlite3.OperationalError("database or disk is full")
+        return _sqlite_error("database or disk is full", sqlite3.SQLITE_FULL)
 
     def _failed(self) -> Exception:
-        return sqlite3.OperationalError("disk I/O error")
+        return _sqlite_error("disk I/O error", sqlite3.SQLITE_IOERR)
 
     def store(self) -> LedgerStore:
         """See `Disk`."""
@@ -179,19 +190,23 @@ class OnFile(Disk):
 
     def rows(self, after: int) -> Iterator[tuple[int, Event]]:
         """See `Disk`."""
+        for position, body in self._ask("SELECT position, body FROM events WHERE position > ? ORDER BY position", after):
+            yield position, _decode_event(body)
+
+    def origin(self) -> str:
+        """See `Disk`."""
+        return str(next(iter(self._ask("SELECT value FROM meta WHERE name = ?", "origin")), ("",))[0])
+
+    def _ask(self, sql: str, value: object) -> list[tuple[Any, ...]]:
         if not self.path.exists():
-            return
+            return []
         connection = sqlite3.connect(f"file:{self.path}?mode=ro", uri=True)
         try:
-            found = connection.execute(
-                f"SELECT {schema.ROW_COLUMNS} {schema.FROM} WHERE e.position > ? ORDER BY e.position", (after,)
-            ).fetchall()
+            return connection.execute(sql, (value,)).fetchall()
         except sqlite3.OperationalError:  # no tables yet
-            return
+            return []
         finally:
             connection.close()
-        for stored in schema.stored_of(found, ""):
-            yield stored.position, stored.event
 
     def copy(self, name: str) -> Disk:
         """See `Disk`."""
@@ -216,11 +231,7 @@ class OnFile(Disk):
         connection.close()
 
 
-class Backup(NamedTuple):
-    """A copy of a disk, and when it was made."""
-
-    disk: Disk
-    at_s: float
-
-
-__all__ = ["Backup", "Dead", "Disk", "InMemory", "OnFile", "Probe", "Trouble"]
+def _sqlite_error(text: str, code: int) -> sqlite3.OperationalError:
+    error = sqlite3.OperationalError(text)
+    error.sqlite_errorcode = code
+    return error

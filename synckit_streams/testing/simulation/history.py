@@ -23,7 +23,7 @@ from synckit_streams.testing.simulation import checks
 from synckit_streams.testing.simulation.book import Book
 from synckit_streams.testing.simulation.breakage import Breakage
 from synckit_streams.testing.simulation.broker import SimBroker
-from synckit_streams.testing.simulation.clients import Client
+from synckit_streams.testing.simulation.clients import Client, Wanted
 from synckit_streams.testing.simulation.disk import Disk, InMemory, OnFile
 from synckit_streams.testing.simulation.loop import Deadlock, VirtualLoop, run_virtually
 from synckit_streams.testing.simulation.machine import Clock, Machine, Setup
@@ -77,12 +77,14 @@ class Simulation:
         self.book = Book()
         self.machines: list[Machine] = []
         self.clients: list[Client] = []
+        self._in_doubt: list[Wanted] = []
         self.broker: SimBroker
         self.setup: Setup
         self.until_s = 0.0
         """When the users stop writing."""
-        self.heads_known = True
-        """Whether what the clients had read decides the heads; not when a key was used twice, as only a clone does."""
+        self.keys_unique = True
+        """Whether each key was given to one event. Only a machine cloned while it runs breaks that; what was read
+        under such a key is then not what others find there, so that neither heads nor causes can be judged."""
         self._trace = trace
         self._loop = VirtualLoop()
         self._dice = Random(f"{seed} {self.plan.profile.name}")
@@ -166,7 +168,8 @@ class Simulation:
         machine.net.rate = plan.profile.rate
         self.machines.append(machine)
         nonsense = 0.1 if "poison" in plan.faults else 0.0
-        self.clients.append(Client(machine, self.book, Random(dice.getrandbits(64)), plan.aggregates, nonsense))
+        users = Random(dice.getrandbits(64))
+        self.clients.append(Client(machine, self.book, users, plan.aggregates, nonsense, self._in_doubt))
         return machine
 
     async def _live(self, breakage: Breakage) -> None:

@@ -106,6 +106,8 @@ class Machine:
         self.alarms: list[str] = []
         self.dead = False
         """Never started again."""
+        self.inherited = ""
+        """The origin that a machine cloned while it ran has in its memory; used once."""
         self._life: Life | None = None
         self._node: SyncNode | None = None
         self._store: LedgerStore | None = None
@@ -131,9 +133,11 @@ class Machine:
         return self._node
 
     @property
-    def origin(self) -> str:
-        """Under which the process numbers; "" when it has not drawn one yet."""
-        return self._store._ledger.origin if self.up and self._store is not None else ""
+    def memory(self) -> tuple[str, bool]:
+        """What a clone of the running machine would have: the origin, and whether anything was written under it."""
+        if not self.up or self._store is None:
+            return "", False
+        return self._store._ledger.origin, bool(self._store._origin)
 
     # --- its lives ---------------------------------------------------------------------------------------------------
 
@@ -177,6 +181,9 @@ class Machine:
                 world=world,
             )
             await node.open()
+            if self.inherited:
+                self._store._origin = self._store._ledger.origin = self.inherited
+                self.inherited = ""
         except SyncKitError as error:
             self.setup.note(self.name, f"cannot open: {error.message}")
             life.over = True
@@ -235,7 +242,8 @@ class Machine:
     def _note_origin(self) -> None:
         if self._store is not None and (ledger := getattr(self._store, "_ledger", None)) is not None:
             self.origins.add(ledger.origin)
-            self.origins.discard("")
+        self.origins.add(self.disk.origin())
+        self.origins.discard("")
 
     async def run(self, work: Coroutine[Any, Any, T]) -> T | None:
         """Let the process do something; None if it died over it.
@@ -249,7 +257,6 @@ class Machine:
         await asyncio.wait([task])
         if task.cancelled() or isinstance(task.exception(), Dead):
             return None
-        self._note_origin()
         return task.result()
 
     # --- breakdowns --------------------------------------------------------------------------------------------------
