@@ -574,6 +574,11 @@ class NatsConnector:
         info = await self._stream(name)
         state = info.state or State()
         end = state.last_seq + 1
+        if 0 < state.messages < end - state.first_seq:
+            # Some were deleted by hand. If the last ones were, nobody would ever come to an end behind them.
+            answer = await self._ask(f"STREAM.MSG.GET.{name}", {"last_by_subj": _subjects(name)[0]})
+            last = granted(answer, f"the last message of {name}").message
+            end = last.seq + 1 if last is not None else end
         return {0: Bounds(f"{name}@{info.created}", state.first_seq if state.messages else end, end)}
 
     async def peek(self, topic: str, partition: int, position: int) -> Message | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
 from typing import NamedTuple
 
-from synckit_streams.errors import SyncKitError
+from synckit_streams.errors import SyncKitError, TooLarge
 from synckit_streams.model.cloudevent import from_headers, to_headers
 from synckit_streams.model.codec import event_hash
 from synckit_streams.model.event import Event
@@ -19,6 +19,10 @@ FRAME_HEADER = "sk-frame"
 FRAME_EVENTS = 500
 FRAME_BYTES = 256 * 1024
 HEADROOM_BYTES = 1024
+MESSAGE_BYTES_MAX = 8 * 1024 * 1024
+"""Above this a message is none of ours, and is not decoded."""
+RAW_BYTES_MAX = 64 * 1024
+"""So much is kept of a message above that limit."""
 FINGERPRINT_BYTES = 16
 WRONG_HASH = "the event does not match its hash"
 
@@ -92,6 +96,8 @@ def arrivals(message: Message, topic: str, place: Place | None) -> list[Arrival]
     """What a message brought. Never raises: what cannot be read is an arrival with a reason, for quarantine."""
     headers = message.headers
     try:
+        if len(message.body) > MESSAGE_BYTES_MAX:
+            raise TooLarge(f"a message of {len(message.body)} bytes; at most {MESSAGE_BYTES_MAX} are read")
         if FRAME_HEADER in headers:
             whole, broken = unpack(message.body)
         else:
@@ -104,25 +110,29 @@ def arrivals(message: Message, topic: str, place: Place | None) -> list[Arrival]
         others = {event.topic for event, _ in whole if event.topic != topic}
         broken += [f"an event of the topic {other!r} in the log of {topic!r}" for other in sorted(others)]
     if broken:
-        raw = _raw(message)
-        found += [Arrival(None, b"", place, raw, reason) for reason in broken]
+        # One arrival for all of them: the whole message is kept, and is not to be kept five hundred times.
+        reason = broken[0] if len(broken) == 1 else f"{len(broken)} events left out; the first one: {broken[0]}"
+        found.append(Arrival(None, b"", place, _raw(message), reason))
     return found
 
 
 def _raw(message: Message) -> bytes:
     """A message as bytes that a person can read: its headers, an empty line, its body."""
+    body = message.body if len(message.body) <= MESSAGE_BYTES_MAX else message.body[:RAW_BYTES_MAX]
     lines = [f"{name}: {value}" for name, value in message.headers.items()]
-    return "\n".join([*lines, "", ""]).encode() + message.body
+    return "\n".join([*lines, "", ""]).encode(errors="backslashreplace") + body
 
 
 def fingerprint(message: Message) -> bytes:
     """What tells a message from every other one: to notice a log that was put back and written again.
 
     Its id is part of that. An event that is published again is the same bytes, and may come to lie just where it lay
-    before; what lay before it may not.
+    before; what lay before it may not. Headers that not every wire carries alike (none of ours) are left out: the
+    message read back must not look like another one.
     """
     digest = sha256(message.body)
-    digest.update(f"\n{message.id}".encode())
+    digest.update(f"\n{message.id}".encode(errors="backslashreplace"))
     for name, value in sorted(message.headers.items()):
-        digest.update(f"\n{name}: {value}".encode())
+        if name.isascii() and value.isascii() and name.isprintable() and value.isprintable():
+            digest.update(f"\n{name}: {value.strip()}".encode())
     return digest.digest()[:FINGERPRINT_BYTES]

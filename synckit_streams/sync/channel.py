@@ -211,9 +211,13 @@ class Channel:
         self.find_again()
 
     def find_unsent(self, summary: Summary, node: str) -> None:
-        """Every event of this node's own that is not in the current log, and not on its way."""
+        """Every event of this node's own that was not read in the current log, and is not on its way.
+
+        What was trimmed since is not unsent: it would be published again at each join, for ever. It is owed to whoever
+        says that he lacks it.
+        """
         own = Seen({origin: ranges for origin, ranges in summary.seen.ranges.items() if node_of(origin) == node})
-        self.unsent = own.minus(self.places.at_or_past(own, self.first)).minus(self.out)
+        self.unsent = own.minus(self.places.at_or_past(own, {})).minus(self.out)
 
     def next_positions(self) -> dict[int, tuple[str, int]]:
         """The reader's place: per partition the broker's identity and the next position."""

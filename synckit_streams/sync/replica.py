@@ -214,7 +214,7 @@ class Replica:
             if channel is not None:
                 channel.read(cause.partition, cause.offset.position, result.runs)
                 effects += self._repair(channel)
-        effects += self._alarms(result)
+        effects += self._alarms(result, cause.topic if isinstance(cause, protocol.Received) else "")
         fresh: dict[str, Seen] = {}
         if result.fresh:
             for topic in {stored.event.topic for stored in result.appended}:
@@ -226,7 +226,7 @@ class Replica:
             effects += self._flow(channel)
         return effects
 
-    def _alarms(self, result: AppendResult) -> list[Effect]:
+    def _alarms(self, result: AppendResult, topic: str) -> list[Effect]:
         alarms: list[Effect] = []
         for key, kept, reissued in result.reused:
             text = (
@@ -235,7 +235,6 @@ class Replica:
             alarms.append(Alarm(AlarmKind.DOT_REUSED, key.topic, text))
         for key, id in result.twins:
             alarms.append(Alarm(AlarmKind.TWINS, key.topic, f"the id {id} was written twice with other content"))
-        topic = next(iter(result.summaries), "")
         if result.quarantined:
             text = f"{len(result.quarantined)} set aside: {result.quarantined[0]}"
             alarms.append(Alarm(AlarmKind.QUARANTINED, topic, text))
