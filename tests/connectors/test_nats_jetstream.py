@@ -1152,6 +1152,28 @@ async def test_heartbeats_keep_a_reader_waiting() -> None:
         assert sum(each.startswith("$JS.API.CONSUMER.CREATE.") for each in server.published) == 1
 
 
+async def test_a_consumer_that_is_dead_without_a_word() -> None:
+    """The connection lives and the consumer does not: missing heartbeats tell, and only the consumer is made anew."""
+    consumers: list[str] = []
+
+    def script(server: ScriptedServer, subject: str, reply: str) -> None:
+        if subject.startswith("$JS.API.CONSUMER.CREATE."):
+            consumers.append(subject.split(".")[-1])
+        if not jetstream(server, subject, reply) and ".MSG.NEXT." in subject and len(consumers) == 2:
+            server.deliver(reply, consumers[1], position=1, number=1)
+
+    async with ScriptedServer(script) as server, running(server.url, heartbeat_s=0.1) as connector:
+
+        async def chat() -> None:
+            while True:
+                await connector.bounds("t")
+
+        chatting = asyncio.ensure_future(chat())
+        assert len(await read(connector, "t", 1)) == 1
+        chatting.cancel()
+        assert server.published.count("$JS.API.INFO") == 1
+
+
 async def test_one_server_refuses_and_another_is_away() -> None:
     """Not being let in is what is reported, in whatever order they are tried."""
     for _ in range(8):
