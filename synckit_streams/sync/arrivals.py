@@ -20,53 +20,64 @@ from synckit_streams.model.event import Event
 from synckit_streams.model.exchange import Arrival, PlaceRun
 from synckit_streams.sync.changes import Aside
 from synckit_streams.sync.places import even_parts
+from synckit_streams.sync.stream import Stream
 from synckit_streams.sync.turn import Turn
 
 
 def receive(turn: Turn, received: Sequence[Arrival]) -> None:
     """Take what arrived, in the order of arrival."""
     ledger, waiting = turn.ledger, turn.ledger.waiting
-    places: dict[tuple[str, str, str], list[tuple[int, int]]] = {}
+    places: dict[tuple[str, str, str], tuple[list[int], list[int]]] = {}
+    topic = origin = reader = ""
+    stream = Stream()
+    plain = False
+    numbers: list[int] = []
+    positions: list[int] = []
     for arrival in received:
         event, hash, place, _, reason = arrival
         if event is None or reason:
             _set_aside(turn, arrival, reason or "unreadable", None)
             continue
-        key = event.key
-        topic, origin, seq = key
-        stream = ledger.stream(topic, origin)
+        if event.origin != origin or event.topic != topic:  # most of a batch is of one origin
+            topic, origin = event.topic, event.origin
+            stream = ledger.stream(topic, origin)
+            plain = _is_plain_text(topic, 100) and _is_plain_text(origin, 255)
+            turn.topics.add(topic)
+            reader = ""
+        seq = event.seq
         here = seq in stream
         if not here and origin == ledger.origin:
             # Under our own origin, and not written by us: somebody runs on a copy of this store.
             ledger.origin = ""
-        if not _is_plain(event) and (error := refusal(event)) is not None:
-            _refuse(turn, arrival, key, error)
+        if not (plain and _is_plain(event)) and (error := refusal(event)) is not None:
+            _refuse(turn, arrival, event.key, error)
             continue
-        turn.topics.add(topic)
         if place is not None:
-            group = (place.reader, topic, origin)
-            if group in places:
-                places[group].append((seq, place.position))
-            else:
-                places[group] = [(seq, place.position)]
-        if (here and turn.hash_of(key) == hash) or hash in waiting:
+            if place.reader != reader:
+                reader = place.reader
+                numbers, positions = places.setdefault((reader, topic, origin), ([], []))
+            numbers.append(seq)
+            positions.append(place.position)
+        if (here and turn.hash_of(event.key) == hash) or (waiting and hash in waiting):
             turn.duplicates += 1
             continue
-        try:
-            cause = ledger.missing(event)
-        except SyncKitError as error:  # the context does not decode, although the hash is right
-            _refuse(turn, arrival, key, error)
-            continue
+        cause: Key | None = None
+        if event.prev or event.context_bytes or event.after_bytes:
+            try:
+                cause = ledger.missing(event)
+            except SyncKitError as error:  # the context does not decode, although the hash is right
+                _refuse(turn, arrival, event.key, error)
+                continue
         if cause is not None:
             _hold(turn, event, hash, cause)
         elif here:
             turn.take(event, hash)
         else:
-            turn.store(event, hash)
+            turn.store(event, hash, stream)
             if waiting:
-                turn.release(key)
+                turn.release(event.key)
     for (reader, topic, origin), found in places.items():
-        _note(turn, runs_of(reader, topic, origin, found))
+        _note(turn, runs_of(reader, topic, origin, *found))
 
 
 def recognise(turn: Turn, echoes: Sequence[PlaceRun]) -> None:
@@ -138,41 +149,42 @@ def _set_aside(turn: Turn, arrival: Arrival, reason: str, key: Key | None) -> No
 
 
 def _is_plain(event: Event) -> bool:
-    """Whether an event is so ordinary that `refusal` need not look: the hot path of `receive`."""
+    """Whether all but the topic and the origin of an event is so ordinary that `refusal` need not look."""
     return (
         0 <= event.prev < event.seq < 1 << 62
         and 0 <= event.at_packed < 1 << 62
         and event.schema_version == 1
         and not event.metadata_json
         and not event.after_bytes
+        and not event.traceparent
         and len(event.context_bytes) < 1000  # `missing` looks at it
         and len(event.payload) <= 100_000
-        # ASCII: no lone surrogate, and as many bytes as characters.
-        and (
-            text := f"{event.topic}{event.aggregate_id}{event.id}{event.type}{event.origin}{event.traceparent}"
-        ).isascii()
-        and len(text) < 500
-        and "\0" not in text
-        and 0 < len(event.topic) <= 100
-        and event.aggregate_id != ""
-        and 0 < len(event.id) < 255
-        and 0 < len(event.type) < 255
-        and 0 < len(event.origin) < 255
-        and len(event.traceparent) < 255
+        and _is_plain_text(event.id, 255)
+        and _is_plain_text(event.aggregate_id, 1000)
+        and _is_plain_text(event.type, 255)
     )
 
 
-def runs_of(reader: str, topic: str, origin: str, found: list[tuple[int, int]]) -> list[PlaceRun]:
+def _is_plain_text(text: str, length_max: int) -> bool:
+    """Whether a name is allowed beyond doubt: ASCII has no lone surrogate, and as many bytes as characters."""
+    return text.isascii() and 0 < len(text) < length_max and "\0" not in text
+
+
+def runs_of(reader: str, topic: str, origin: str, numbers: Sequence[int], positions: Sequence[int]) -> list[PlaceRun]:
     """Places of one origin's events, in runs of consecutive numbers; of a number read twice, the later place."""
-    last: dict[int, int] = {}
-    for seq, position in found:
-        if position >= last.get(seq, 0):
-            last[seq] = position
+    if list(numbers) != list(range(numbers[0], numbers[0] + len(numbers))):  # rarely
+        last: dict[int, int] = {}
+        for seq, position in zip(numbers, positions, strict=True):
+            if position >= last.get(seq, 0):
+                last[seq] = position
+        numbers = sorted(last)
+        positions = [last[seq] for seq in numbers]
     runs: list[PlaceRun] = []
-    for start, numbers in groupby(map(sub, sorted(last), count())):
-        at = start + sum(len(run.positions) for run in runs)
+    behind = 0
+    for start, together in groupby(map(sub, numbers, count())):
+        ahead = behind + len(list(together))
         # A frame each, or a constant step: what takes a few bytes on the disk, however many events it is.
-        for part in even_parts([last[seq] for seq in range(at, at + len(list(numbers)))]):
-            runs.append(PlaceRun(reader, topic, origin, at, part))
-            at += len(part)
+        for part in even_parts(positions[behind:ahead]):
+            runs.append(PlaceRun(reader, topic, origin, start + behind, part))
+            behind += len(part)
     return runs

@@ -154,7 +154,7 @@ class Ledger:
                 if cause not in voids:
                     return cause
         if event.context_bytes:
-            for origin, seq in _pairs(event.context_bytes):
+            for origin, seq in pairs(event.context_bytes):
                 stream = streams.get(origin)
                 if stream is None or seq not in stream:
                     cause = Key(topic, origin, seq)
@@ -228,17 +228,17 @@ class Ledger:
                 del self.aggregates[fork]
 
 
-def _pairs(raw: bytes) -> Sequence[tuple[str, int]]:
+def pairs(raw: bytes) -> Sequence[tuple[str, int]]:
     """What `VersionVector.from_bytes(raw).items()` gives, or raises, at a quarter of the cost for what is in order."""
     try:
-        pairs = _decode_pairs(raw)
+        found = _decode_pairs(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return list(VersionVector.from_bytes(raw).items())
     if (
-        pairs
-        and _encode(pairs) == raw
-        and all(0 < seq <= COUNTER_MAX for _, seq in pairs)
-        and (len(pairs) == 1 or all(one[0] < other[0] for one, other in pairwise(pairs)))
+        found
+        and _encode(found) == raw
+        and all(0 < seq <= COUNTER_MAX for _, seq in found)
+        and (len(found) == 1 or all(one[0] < other[0] for one, other in pairwise(found)))
     ):
-        return pairs
+        return found
     return list(VersionVector.from_bytes(raw).items())

@@ -19,7 +19,8 @@ from synckit_streams.model.event import Event, Stored
 from synckit_streams.model.exchange import AppendResult, PlaceRun, Reuse, Summary
 from synckit_streams.sync.changes import Changes, Row
 from synckit_streams.sync.facts import Facts, Fork, Known
-from synckit_streams.sync.ledger import Ledger
+from synckit_streams.sync.ledger import Ledger, pairs
+from synckit_streams.sync.stream import Stream
 
 
 class Turn:
@@ -29,6 +30,7 @@ class Turn:
         self.ledger = ledger
         self.facts = facts
         self.changes = changes
+        self._stream: Stream | None = None  # the last one that was stored into
         self.topics: set[str] = set()
         self.appended: list[Stored] = []
         self.fresh = 0
@@ -85,47 +87,38 @@ class Turn:
 
     # --- storing -----------------------------------------------------------------------------------------------------
 
-    def store(self, event: Event, hash: bytes) -> None:
+    def store(self, event: Event, hash: bytes, stream: Stream) -> None:
         """Put a ready event, under a key that is not taken, at the end of the log."""
-        ledger, changes = self.ledger, self.changes
-        topic, origin, seq = event.topic, event.origin, event.seq
-        stream = ledger.stream(topic, origin)
-        stream.add(seq, hash)
+        stream.add(event.seq, hash)
         if stream.at_packed < event.at_packed:
             stream.at_packed = event.at_packed
-        changes.streams.add((topic, origin))
-        self._meet(event)
-        self._append(event, hash)
-        self._learn(event)
-
-    def _meet(self, event: Event) -> None:
-        """Note whether the aggregate holds an event that this one's writer did not know."""
+        if stream is not self._stream:
+            self._stream = stream
+            self.changes.streams.add((event.topic, event.origin))
         fork = (event.topic, event.aggregate_id)
         known = self.ledger.known(fork, self.facts, self.changes)
-        if known is not None:
-            context = event.context
-            if any(seq > context.get(origin, 0) for origin, seq in known.last.items()):
-                self.conflicts[fork] = None
-
-    def _learn(self, event: Event) -> None:
-        """What the event's aggregate has seen now."""
-        fork, origin, seq = (event.topic, event.aggregate_id), event.origin, event.seq
-        known = self.ledger.aggregates.get(fork) or self.changes.late.get(fork)
         if known is None:
-            self.changes.late[fork] = Known({origin: seq}, event.at_packed)
-            return
-        if known.last.get(origin, 0) < seq:
-            known.last[origin] = seq
-        if known.at_packed < event.at_packed:
-            known.at_packed = event.at_packed
+            self.changes.late[fork] = Known({event.origin: event.seq}, event.at_packed)
+        else:
+            self._meet(event, fork, known)
+            _learn(event, known)
+        self._append(event, hash)
+
+    def _meet(self, event: Event, fork: Fork, known: Known) -> None:
+        """Note whether the aggregate holds an event that this one's writer did not know."""
+        context = dict(pairs(event.context_bytes)) if event.context_bytes else {}
+        for origin, seq in known.last.items():
+            if seq > context.get(origin, 0):
+                self.conflicts[fork] = None
+                return
 
     def _append(self, event: Event, hash: bytes) -> None:
         """A new row at the end, marked if its id is in the log already."""
         ledger, changes, id = self.ledger, self.changes, event.id
         earlier = changes.ids.get(id) or self.facts.by_id(id)
-        ledger.position += 1
-        here = Stored(event, ledger.position, ledger.log, earlier is not None)
-        changes.rows.append(Row(ledger.position, event, hash, earlier is not None))
+        position = ledger.position = ledger.position + 1
+        here = Stored(event, position, ledger.log, earlier is not None)
+        changes.rows.append(Row(position, event, hash, earlier is not None))
         self.stored.append(here)
         if earlier is None:
             changes.ids[id] = here
@@ -141,7 +134,7 @@ class Turn:
             for placed in self.place(event, hash, None):
                 self.release(placed)
         else:
-            self.store(event, hash)
+            self.store(event, hash, self.ledger.stream(key.topic, key.origin))
             self.release(key)
 
     def release(self, key: Key) -> None:
@@ -162,7 +155,7 @@ class Turn:
                 if event.key in self.ledger:
                     come.extend(self.place(event, hash, None))
                 else:
-                    self.store(event, hash)
+                    self.store(event, hash, self.ledger.stream(event.topic, event.origin))
                     come.append(event.key)
 
     def ripen(self) -> None:
@@ -225,8 +218,13 @@ class Turn:
             self._append(event, hash)
         else:
             changes.put(Row(row.position, event, hash, row.twin))
-        self._learn(event)
-        changes.unsure.add((event.topic, event.aggregate_id))
+        fork = (event.topic, event.aggregate_id)
+        known = ledger.aggregates.get(fork) or changes.late.get(fork)
+        if known is None:
+            changes.late[fork] = Known({event.origin: event.seq}, event.at_packed)
+        else:
+            _learn(event, known)
+        changes.unsure.add(fork)
 
     def _merge(self, event: Event, hash: bytes, row: Stored, other: Stored) -> None:
         """One event stands in two rows: the earlier one stays, since that is where readers count the fact."""
@@ -235,6 +233,14 @@ class Turn:
             self.changes.put(Row(row.position, event, hash, row.twin))
         else:
             self.changes.remove(row.position)
+
+
+def _learn(event: Event, known: Known) -> None:
+    """What the event's aggregate has seen now."""
+    if known.last.get(event.origin, 0) < event.seq:
+        known.last[event.origin] = event.seq
+    if known.at_packed < event.at_packed:
+        known.at_packed = event.at_packed
 
 
 def reissued(event: Event, hash: bytes) -> Event:
