@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, NamedTuple, Protocol
 
 import typer
+from rich.markup import escape
 
 from synckit_streams.cli.terminal import note
 from synckit_streams.errors import ConfigError, StoreInUse
@@ -204,9 +205,15 @@ async def _take(
             await asyncio.sleep(0.1)
             continue
         if not node and not known:
-            note(f"This store had no node yet: from now on it is [bold]{node_id}[/bold] (--node chooses)", quiet=quiet)
+            note(
+                f"This store had no node yet: from now on it is [bold]{escape(node_id)}[/bold] (--node chooses)",
+                quiet=quiet,
+            )
         elif node and known and node != known:
-            note(f"This store was the node [bold]{known}[/bold]; from now on it is [bold]{node}[/bold]", quiet=quiet)
+            note(
+                f"This store was the node [bold]{escape(known)}[/bold]; from now on it is [bold]{escape(node)}[/bold]",
+                quiet=quiet,
+            )
         return OwnNode(opened)
 
 
@@ -238,5 +245,8 @@ async def _enter(
                 f"{', '.join(about.connectors) or 'no connector'}, not over {name}",
                 hint="leave --connector out, or close that node first",
             )
-    note(f"The node [bold]{about.node}[/bold] (process {about.process}) has the store open, and does it", quiet=quiet)
+    note(
+        f"The node [bold]{escape(about.node)}[/bold] (process {about.process}) has the store open, and does it",
+        quiet=quiet,
+    )
     return RunningNode(visitor, about.node)

@@ -18,7 +18,7 @@ from synckit_streams.cli import picture
 from synckit_streams.cli.audit import store_url
 from synckit_streams.cli.offices import EAST, OFFICES
 from synckit_streams.cli.story import Ending, Story
-from synckit_streams.cli.terminal import JsonFlag, carry_out, results, show_json
+from synckit_streams.cli.terminal import JsonFlag, carry_out, plain_markup, results, show_json
 from synckit_streams.errors import ConfigError
 from synckit_streams.runtime.registry import connector_for
 from synckit_streams.testing.brokers import NatsServer
@@ -62,9 +62,10 @@ async def _run(keep: Path | None, connector: str | None, *, json: bool) -> int:
         story = Story(directory, broker.url, broker.topic, broker.server)
         end = await _tell(console, story, broker.name)
     if keep is not None and not json:
-        url = store_url(keep / f"{EAST}.db")
+        url = plain_markup(store_url(keep / f"{EAST}.db"))
         console.print(
-            f"\n[dim]Kept in {keep}. Look into it:[/dim]  synckit log --store '{url}' --limit 5", soft_wrap=True
+            f"\n[dim]Kept in {plain_markup(str(keep))}. Look into it:[/dim]  synckit log --store '{url}' --limit 5",
+            soft_wrap=True,
         )
     if json:
         show_json(as_object(end))

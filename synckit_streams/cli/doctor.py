@@ -20,11 +20,10 @@ from typing import Annotated
 import msgspec
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from synckit_streams.cli.access import ConnectorUrl, identity_of, reading
-from synckit_streams.cli.terminal import JsonFlag, carry_out, plural, progress, results, show_json
+from synckit_streams.cli.terminal import JsonFlag, carry_out, plain_markup, plural, progress, results, show_json
 from synckit_streams.errors import SyncKitError
 from synckit_streams.model.codec import DIGEST_MODULUS, event_hash
 from synckit_streams.model.event import Offset
@@ -294,8 +293,8 @@ def _print(console: Console, checks: list[Check]) -> None:
             table.add_row("", f"[bold]{check.group}[/bold]", "")
             group = check.group
         dim = check.state is State.MISSING
-        detail = f"[dim]{escape(check.detail)}[/dim]" if dim else escape(check.detail)
+        detail = f"[dim]{plain_markup(check.detail)}[/dim]" if dim else plain_markup(check.detail)
         if check.hint:
-            detail += f"\n[cyan]{escape(check.hint)}[/cyan]"
-        table.add_row(_MARKS[check.state], escape(check.name), detail)
+            detail += f"\n[cyan]{plain_markup(check.hint)}[/cyan]"
+        table.add_row(_MARKS[check.state], plain_markup(check.name), detail)
     console.print(table)

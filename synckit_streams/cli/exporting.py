@@ -12,7 +12,7 @@ from typing import Annotated, BinaryIO
 import typer
 
 from synckit_streams.cli.access import StoreUrl, reading
-from synckit_streams.cli.terminal import JsonFlag, carry_out, notes, plural, progress, show_json
+from synckit_streams.cli.terminal import JsonFlag, carry_out, notes, plain_markup, plural, progress, show_json
 from synckit_streams.errors import ConfigError, Invalid
 from synckit_streams.model.cloudevent import to_structured
 from synckit_streams.model.codec import event_hash
@@ -64,7 +64,9 @@ def export(
             else:
                 show_json(summary)
         elif output is not None:
-            notes().print(f"[green]✓[/green] exported [bold]{plural(count, 'event')}[/bold] to {output}")
+            notes().print(
+                f"[green]✓[/green] exported [bold]{plural(count, 'event')}[/bold] to {plain_markup(str(output))}"
+            )
 
     carry_out(work, json=json)
 

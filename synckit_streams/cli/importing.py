@@ -14,7 +14,7 @@ import typer
 
 from synckit_streams.cli.access import ConnectorUrl, NodeName, StoreUrl, Writer, writing
 from synckit_streams.cli.records import Record, Table, csv_rows, json_lines
-from synckit_streams.cli.terminal import JsonFlag, carry_out, note, plural, progress, results, show_json
+from synckit_streams.cli.terminal import JsonFlag, carry_out, note, plain_markup, plural, progress, results, show_json
 from synckit_streams.errors import ConfigError, IdReused, Invalid, SyncKitError, TooLarge
 from synckit_streams.model.event import Draft
 
@@ -103,12 +103,14 @@ class Import:
         with ExitStack() as stack:
             file, size = stack.enter_context(self._open())
             records = self._records(file)  # a header that is wrong is said before there is a store
-            bar = stack.enter_context(progress(f"importing {self.name}", size, unit="bytes", quiet=self._quiet))
+            bar = stack.enter_context(
+                progress(f"importing {plain_markup(self.name)}", size, unit="bytes", quiet=self._quiet)
+            )
             # Which topics there are, only the file knows: the sync at the end is a meeting of its own.
             async with writing(store, node=node, quiet=self._quiet) as writer:
                 await self._write_all(writer, records, lambda: bar.to(file.tell()) if size else None)
         if not self.read:
-            note(f"[yellow]{self.name} is empty[/yellow]", quiet=self._quiet)
+            note(f"[yellow]{plain_markup(self.name)} is empty[/yellow]", quiet=self._quiet)
         complete = None
         if connector and self._topics:
             async with writing(
@@ -195,10 +197,10 @@ class Import:
             show_json(answer if complete is None else {**answer, "complete": complete})
             return
         for line, error in self.bad[:BAD_SHOWN_MAX]:
-            note(f"[yellow]skipped[/yellow] line {line}: [red]{error.code}[/red] {error.message}")
+            note(f"[yellow]skipped[/yellow] line {line}: [red]{error.code}[/red] {plain_markup(error.message)}")
         if self.bad_count > BAD_SHOWN_MAX:
             note(f"[yellow]skipped[/yellow] … and {self.bad_count - BAD_SHOWN_MAX:,} more; --json lists them")
-        said = f"[green]✓[/green] imported [bold]{plural(self.fresh, 'event')}[/bold] into {node_id}"
+        said = f"[green]✓[/green] imported [bold]{plural(self.fresh, 'event')}[/bold] into {plain_markup(node_id)}"
         if self.known:
             said += f", {self.known:,} {'was' if self.known == 1 else 'were'} there already"
         if self.bad_count:

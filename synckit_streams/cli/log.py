@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -11,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from synckit_streams.cli.access import StoreUrl, reading
-from synckit_streams.cli.terminal import JsonFlag, carry_out, results, show_json
+from synckit_streams.cli.terminal import JsonFlag, carry_out, plain, results, show_json
 from synckit_streams.errors import PayloadUndecodable
 from synckit_streams.model.event import Event, Offset, Stored
 from synckit_streams.stores.sqlite import SqliteStore
@@ -62,13 +63,18 @@ async def _before_last(store: SqliteStore, topic: str | None, count: int) -> Off
     """Where to begin so that the last so many events follow; None is the beginning."""
     end = await store.end()
     window = count
-    while count and window < end.position:
-        start = Offset(end.log, end.position - window)
+    while count:
+        start = Offset(end.log, max(end.position - window, 0))
         if topic is None:
             return start
-        found = await store.log(topic, after=start, limit=window)
-        if len(found) >= count:
-            return Offset(end.log, found[-count].position - 1)
+        # One more than is wanted: the last of those that are not.
+        last: deque[Offset] = deque([start], maxlen=count + 1)
+        after = start
+        while page := await store.log(topic, after=after, limit=PAGE_EVENTS):
+            last.extend(stored.offset for stored in page)
+            after = page[-1].offset
+        if len(last) > count or not start.position:
+            return last[0]
         window *= 8
     return None
 
@@ -114,12 +120,12 @@ def _print(console: Console, stored: Stored) -> None:
     line = Text.assemble(
         (f"{stored.position:>7} ", "dim"),
         (f"{moment(event):%Y-%m-%d %H:%M:%S}  ", "dim"),
-        (f"{event.topic} ", "cyan"),
-        (f"{event.type} ", "bold"),
-        (f"{event.aggregate_id}  ", "green"),
-        (f"{event.origin}:{event.seq}  ", "magenta"),
+        (f"{plain(event.topic)} ", "cyan"),
+        (f"{plain(event.type)} ", "bold"),
+        (f"{plain(event.aggregate_id)}  ", "green"),
+        (f"{plain(event.origin)}:{event.seq}  ", "magenta"),
         ("twin  " if stored.twin else "", "yellow"),
-        data.replace("\n", " "),
+        plain(data),
         no_wrap=True,
         overflow="ellipsis",
     )

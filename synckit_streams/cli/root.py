@@ -68,8 +68,10 @@ def application(only: str | None = None) -> typer.Typer:
 def run(arguments: Sequence[str] | None) -> None:
     """See `synckit_streams.cli.main`."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    first = given[0] if given else ""
+    # What ends before any command needs none; whatever is not known gets all, for the help and for suggestions.
+    known = {name for name, _, _ in COMMANDS} | {"--version"}
+    only = given[0] if given and given[0] in known else None
     try:
-        application(first if any(first == name for name, _, _ in COMMANDS) else None)(given, prog_name="synckit")
+        application(only)(given, prog_name="synckit")
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from synckit_streams.cli.access import ConnectorUrl, StoreUrl, reading
 from synckit_streams.cli.holdings import BrokerStatus, Status, gather
-from synckit_streams.cli.terminal import JsonFlag, carry_out, plural, results, show_json
+from synckit_streams.cli.terminal import JsonFlag, carry_out, plain_markup, plural, results, show_json
 
 
 def status(store: StoreUrl, connector: ConnectorUrl = None, json: JsonFlag = False) -> None:
@@ -37,8 +36,9 @@ def status(store: StoreUrl, connector: ConnectorUrl = None, json: JsonFlag = Fal
 
 def _print(console: Console, found: Status) -> None:
     running = f", open in process {found.running}" if found.running else ""
-    console.print(f"[bold]{escape(found.node) or 'no node yet'}[/bold]  [dim]writes as[/dim] {found.origin or '-'}")
-    console.print(f"[dim]{escape(found.file)}, {found.file_bytes / 1e6:,.1f} MB{running}[/dim]", soft_wrap=True)
+    node, origin = plain_markup(found.node) or "no node yet", plain_markup(found.origin) or "-"
+    console.print(f"[bold]{node}[/bold]  [dim]writes as[/dim] {origin}")
+    console.print(f"[dim]{plain_markup(found.file)}, {found.file_bytes / 1e6:,.1f} MB{running}[/dim]", soft_wrap=True)
     if not found.topics:
         console.print("\nThe store is empty.")
     else:
@@ -46,10 +46,10 @@ def _print(console: Console, found: Status) -> None:
     for name, topic in found.topics.items():
         if topic.conflicts:
             more = ", …" if topic.conflicts > len(topic.conflicting) else ""
-            named = escape(", ".join(topic.conflicting) + more)
-            console.print(f"[yellow]{plural(topic.conflicts, 'conflict')}[/yellow] in {escape(name)}: {named}")
+            named = plain_markup(", ".join(topic.conflicting) + more)
+            console.print(f"[yellow]{plural(topic.conflicts, 'conflict')}[/yellow] in {plain_markup(name)}: {named}")
         if topic.held:
-            console.print(f"[yellow]{plural(topic.held, 'event')}[/yellow] of {escape(name)} waiting for a cause")
+            console.print(f"[yellow]{plural(topic.held, 'event')}[/yellow] of {plain_markup(name)} waiting for a cause")
     if found.quarantined:
         console.print(f"[yellow]{plural(found.quarantined, 'arrival')}[/yellow] in quarantine")
     if found.offsets:
@@ -67,7 +67,7 @@ def _topics(found: Status) -> Table:
     for name, topic in found.topics.items():
         attention = [topic.conflicts, topic.held, topic.refused, topic.gaps]
         table.add_row(
-            escape(name),
+            plain_markup(name),
             f"{topic.events:,}",
             f"{topic.aggregates:,}",
             *(f"[yellow]{number:,}[/yellow]" if number else "[dim]0[/dim]" for number in attention),
@@ -81,20 +81,20 @@ def _offsets(found: Status) -> Table:
     table.add_column("reader", overflow="fold")
     table.add_column("stands at", justify="right")
     for reader, position in found.offsets.items():
-        table.add_row(escape(reader), f"{position:,}")
+        table.add_row(plain_markup(reader), f"{position:,}")
     return table
 
 
 def _print_broker(console: Console, broker: BrokerStatus) -> None:
     if not broker.reachable:
-        console.print(f"[red]○ {escape(broker.connector)}[/red] {escape(broker.error)}")
+        console.print(f"[red]○ {plain_markup(broker.connector)}[/red] {plain_markup(broker.error)}")
         return
-    console.print(f"[green]● {escape(broker.connector)}[/green]")
+    console.print(f"[green]● {plain_markup(broker.connector)}[/green]")
     for topic, behind in broker.behind.items():
         read = f"{plural(behind, 'message')} not read yet" if behind else "read to its end"
-        console.print(f"  {escape(topic)}: {read}")
+        console.print(f"  {plain_markup(topic)}: {read}")
         for peer in broker.peers.get(topic, ()):
             same = "[green]holds the same[/green]" if peer.equal else ""
             if not same:
                 same = f"[yellow]lacks {peer.lacks:,} of ours, {peer.ahead:,} of its are not here[/yellow]"
-            console.print(f"    {escape(peer.node)}, {peer.age_s:.0f} s ago: {same}")
+            console.print(f"    {plain_markup(peer.node)}, {peer.age_s:.0f} s ago: {same}")

@@ -8,9 +8,20 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, Any
 
 import typer
+from rich.text import Text
 
 from synckit_streams.cli.access import ConnectorUrl, NodeName, OwnNode, StoreUrl, Writer, file_of, reading, writing
-from synckit_streams.cli.terminal import JsonFlag, carry_out, complain, note, plural, results, show_json
+from synckit_streams.cli.terminal import (
+    JsonFlag,
+    carry_out,
+    complain,
+    note,
+    plain,
+    plain_markup,
+    plural,
+    results,
+    show_json,
+)
 from synckit_streams.errors import ConfigError, SyncKitError
 from synckit_streams.model.seen import Intervals, count
 from synckit_streams.ports.telemetry import Detail, Link, Published, Received
@@ -99,15 +110,19 @@ class Ticker:
     def observe(self, detail: Detail) -> None:
         """One thing that happened."""
         if isinstance(detail, Received) and detail.stored:
-            results().print(f"[cyan]←[/cyan] {plural(detail.stored, 'event')} of {detail.topic}")
+            results().print(f"[cyan]←[/cyan] {plural(detail.stored, 'event')} of {plain_markup(detail.topic)}")
         elif isinstance(detail, Published) and detail.events:
-            results().print(f"[magenta]→[/magenta] {plural(detail.events, 'event')} of {detail.topic}")
+            results().print(f"[magenta]→[/magenta] {plural(detail.events, 'event')} of {plain_markup(detail.topic)}")
         elif isinstance(detail, Link) and detail.up != self._up:
             self._up = detail.up
-            said = f"[green]●[/green] connected to {detail.connector}" if detail.up else "[red]○[/red] offline: "
+            said = (
+                f"[green]●[/green] connected to {plain_markup(detail.connector)}"
+                if detail.up
+                else "[red]○[/red] offline: "
+            )
             results().print(said, end="" if detail.reason else "\n")
             if detail.reason:
-                results().print(detail.reason, markup=False)
+                results().print(plain(detail.reason), markup=False)
 
 
 async def _watch(writer: Writer, interval: float, *, timeout_s: float, json: bool) -> None:
@@ -133,17 +148,17 @@ def _report(node_id: str, result: SyncResult, *, json: bool) -> None:
         return
     console = results()
     mark = "[green]✓[/green] in sync" if result.complete else "[yellow]●[/yellow] not complete yet"
-    said = f"{mark}: {node_id} sent [bold]{plural(result.events_pushed, 'event')}[/bold]"
+    said = f"{mark}: {plain_markup(node_id)} sent [bold]{plural(result.events_pushed, 'event')}[/bold]"
     said += f", took [bold]{result.events_pulled:,}[/bold]"
     if result.conflicts_resolved:
         said += f", met [bold]{plural(result.conflicts_resolved, 'conflict')}[/bold]"
     console.print(f"{said} [dim]({result.duration_s:.2f} s)[/dim]")
     for reason in result.reasons:
-        console.print(f"    {reason}", markup=False)
+        console.print(f"    {plain(reason)}", markup=False)
     for origin, ranges in list(result.missing.items())[:RANGES_SHOWN_MAX]:
-        console.print(f"    missing of {origin}: {_ranges(ranges)}", markup=False)
+        console.print(f"    missing of {plain(origin)}: {_ranges(ranges)}", markup=False)
     for error in result.errors:
-        note(f"    [red]{error}[/red]")
+        note(Text(f"    {plain(str(error))}", style="red"))
 
 
 def _ranges(ranges: Intervals) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterator
@@ -18,6 +19,7 @@ from typing import Annotated, Any, TextIO
 import msgspec
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -42,10 +44,16 @@ _encode = msgspec.json.Encoder(enc_hook=str).encode
 JsonFlag = Annotated[bool, typer.Option("--json", help="For programs: one line of JSON.", show_default=False)]
 
 
+class _Results(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave it to `carry_out`; rich would end the process with a status of its own."""
+        raise BrokenPipeError
+
+
 def results() -> Console:
     """Where results are printed for people."""
     piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    return Console(highlight=False, width=PIPED_COLUMNS if piped else None)
+    return _Results(highlight=False, width=PIPED_COLUMNS if piped else None)
 
 
 def notes() -> Console:
@@ -82,11 +90,15 @@ def complain(error: SyncKitError, *, json: bool) -> None:
         trouble = {"code": error.code, "message": error.message, "hint": error.hint, "retryable": error.retryable}
         show_json({"error": trouble}, file=sys.stderr)
         return
-    said = Text.assemble(("error ", "bold red"), (error.code, "red"), "  ", error.message)
+    said = Text.assemble(("error ", "bold red"), (error.code, "red"), "  ", _lines(error.message))
     if error.hint:
         said.append("\n hint  ", "bold yellow")
-        said.append(error.hint)
+        said.append(_lines(error.hint))
     notes().print(said, soft_wrap=True)
+
+
+def _lines(text: str) -> str:
+    return "\n".join(map(plain, text.split("\n")))
 
 
 def carry_out(work: Callable[[], Coroutine[Any, Any, int | None]], *, json: bool) -> None:
@@ -171,6 +183,22 @@ def progress(what: str, total: float | None, *, unit: str = "events", quiet: boo
     )
     with bar:
         yield Advance(bar, bar.add_task(what, total=total))
+
+
+_unsafe = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]").sub
+
+
+def plain(text: str) -> str:
+    """Text from elsewhere, made harmless: what would move the cursor, turn the writing round or end the line is shown.
+
+    An event may come from anybody; it must not be able to repaint the screen of whoever looks at it.
+    """
+    return _unsafe(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def plain_markup(text: str) -> str:
+    """`plain`, where rich would read markup."""
+    return escape(plain(text))
 
 
 def plural(count: int, noun: str, many: str = "") -> str:
