@@ -32,6 +32,7 @@ from synckit_streams.stores.ledger_store import Block, LedgerStore, Probe
 from synckit_streams.stores.models import SqliteTransaction
 from synckit_streams.stores.sqlite_facts import SqliteFacts
 from synckit_streams.stores.sqlite_url import parse_url
+from synckit_streams.stores.tail import Tail
 from synckit_streams.sync.ledger import Changes, Fork, Ledger, Wants
 
 WRITE_CACHE_KIB = 16_000
@@ -87,10 +88,8 @@ class SqliteStore(LedgerStore):
         self._busy_timeout_s = busy_timeout_s
         self._claim = None if read_only else FileClaim(self.path)
         self.aggregate_hash = schema.AggregateHash(b"")
-        self.tail: dict[int, int | list[int]] = {}
-        """The events of each aggregate that are not in the index yet; by the aggregate's hash, their positions."""
+        self.tail = Tail()
         self._indexed = self._to_index = 0
-        self._looked_up: dict[Fork, int] = {}
 
     # --- opening and closing -----------------------------------------------------------------------------------------
 
@@ -251,9 +250,7 @@ class SqliteStore(LedgerStore):
     # --- writing -----------------------------------------------------------------------------------------------------
 
     def _facts(self, wants: Wants) -> SqliteFacts:
-        facts = SqliteFacts(self, wants)
-        self._looked_up = facts.hashes
-        return facts
+        return SqliteFacts(self, wants)
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -266,7 +263,7 @@ class SqliteStore(LedgerStore):
             raise
         self._end(commit=True)
         if self._to_index > self._indexed:
-            self._indexed, self.tail = self._to_index, {}
+            self._indexed, self.tail = self._to_index, Tail()
 
     def _begin(self) -> None:
         if self._read_only:
@@ -295,7 +292,7 @@ class SqliteStore(LedgerStore):
         return number
 
     def _write_rows(self, changes: Changes) -> None:
-        many, looked_up = self.writer.executemany, self._looked_up
+        many = self.writer.executemany
         aggregate_hash, id_hash, encode = self.aggregate_hash, schema.id_hash, schema.encode_event
         if changes.removed:
             positions = [(position,) for position in changes.removed]
@@ -326,16 +323,13 @@ class SqliteStore(LedgerStore):
             if event.origin != origin or event.topic != topic:
                 topic, origin = event.topic, event.origin
                 stream = self._number((topic, origin))
-            fork = (topic, event.aggregate_id)
-            aggregate = looked_up.get(fork)
-            if aggregate is None:
-                aggregate = looked_up[fork] = aggregate_hash(fork)
+            aggregate = aggregate_hash((topic, event.aggregate_id))
             late.append((aggregate, position))
             rows.append(
                 (position, stream, event.seq, id_hash(event.id), aggregate, event.at_packed, row.twin, row.hash,
                  row.body or encode(event))
             )  # fmt: skip
-        schema.add_to_tail(self.tail, late)
+        self.tail.add(late)
         many(schema.INSERT_EVENT, rows)
         position = changes.rows[-1].position if changes.rows else 0
         if position - self._indexed >= self.index_events:
@@ -436,7 +430,7 @@ class SqliteStore(LedgerStore):
         parameters: tuple[Any, ...] = (hash, hash)
         if not self._read_only:
             late = "position IN (SELECT value FROM json_each(?))"
-            parameters = (hash, msgspec.json.encode(schema.positions(self.tail.get(hash, []))).decode(), hash)
+            parameters = (hash, msgspec.json.encode(self.tail.positions(hash)).decode(), hash)
         stored = await self._stored(
             "SELECT position, twin, body FROM events WHERE position IN (SELECT position FROM aggregates "
             f"WHERE aggregate = ?) OR ({late} AND aggregate = ?) ORDER BY position",

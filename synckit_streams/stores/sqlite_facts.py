@@ -11,6 +11,7 @@ import msgspec
 from synckit_streams.model.clock import Key
 from synckit_streams.model.event import Stored
 from synckit_streams.stores import sqlite_schema as schema
+from synckit_streams.stores.tail import Tail
 from synckit_streams.sync.ledger import Fork, Known, Wants
 
 _encode_json = msgspec.json.Encoder().encode
@@ -22,7 +23,7 @@ class Rows(Protocol):
     id: str
     writer: sqlite3.Connection
     numbers: dict[Fork, int]
-    tail: dict[int, int | list[int]]
+    tail: Tail
     aggregate_hash: schema.AggregateHash
 
 
@@ -31,8 +32,7 @@ class SqliteFacts:
 
     def __init__(self, store: Rows, wants: Wants) -> None:
         self._store = store
-        self.hashes: dict[Fork, int] = {}
-        """The aggregates that were looked up, by their hash in the index."""
+        self._looked_up: set[Fork] = set()
         self._ids: dict[str, Stored | None] = {}
         self._keys: dict[Key, bytes | None] = dict.fromkeys(wants.keys)
         self._aggregates: dict[Fork, Known] = {}
@@ -65,16 +65,16 @@ class SqliteFacts:
                 self._ids[stored.event.id] = stored
 
     def _look_up(self, forks: Sequence[Fork]) -> None:
-        store, tail = self._store, self._store.tail
+        store = self._store
         aggregate_hash = store.aggregate_hash
         by_hash = {aggregate_hash(fork): fork for fork in forks}
-        self.hashes.update(zip(by_hash.values(), by_hash, strict=True))
+        self._looked_up.update(forks)
         rows = store.writer.execute(
             "SELECT e.aggregate, e.stream, max(e.seq), max(e.at) FROM aggregates a JOIN events e USING (position) "
             "WHERE a.aggregate IN (SELECT value FROM json_each(?)) GROUP BY e.aggregate, e.stream",
             (_encode_json(list(by_hash)).decode(),),
         ).fetchall()
-        late = [position for hash in by_hash if hash in tail for position in schema.positions(tail[hash])]
+        late = store.tail.positions_of(list(by_hash))
         if late:
             rows += store.writer.execute(
                 "SELECT aggregate, stream, seq, at FROM events WHERE position IN (SELECT value FROM json_each(?))",
@@ -115,7 +115,7 @@ class SqliteFacts:
 
     def aggregate(self, fork: Fork) -> Known | None:
         """See `Facts`."""
-        if fork not in self.hashes:
+        if fork not in self._looked_up:
             self._look_up([fork])
         return self._aggregates.get(fork)
 

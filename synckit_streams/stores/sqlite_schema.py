@@ -17,6 +17,7 @@ from synckit_streams.model.clock import Key
 from synckit_streams.model.codec import node_of
 from synckit_streams.model.event import Event, Stored
 from synckit_streams.model.exchange import PlaceRun
+from synckit_streams.stores.tail import Tail
 from synckit_streams.sync.ledger import Fork, Ledger, Stream
 from synckit_streams.sync.places import Same
 
@@ -140,7 +141,7 @@ def migrate(connection: sqlite3.Connection, path: object, migrations: Sequence[s
 
 
 class AggregateHash:
-    """A signed 64-bit hash of topic and aggregate id, keyed so that nobody can aim for a collision.
+    """A signed 64-bit hash of topic and aggregate id, keyed so that nobody can aim for a collision; the last ones kept.
 
     Args:
         secret: Of the file.
@@ -148,11 +149,17 @@ class AggregateHash:
 
     def __init__(self, secret: bytes) -> None:
         self._keyed = blake2b(digest_size=8, key=secret)
+        self._known: dict[Fork, int] = {}
 
     def __call__(self, fork: Fork) -> int:
-        keyed = self._keyed.copy()
-        keyed.update(f"{fork[0]}\0{fork[1]}".encode())
-        found: int = _int64(keyed.digest())[0]
+        found: int | None = self._known.get(fork)
+        if found is None:
+            keyed = self._keyed.copy()
+            keyed.update(f"{fork[0]}\0{fork[1]}".encode())
+            found = _int64(keyed.digest())[0]
+            if len(self._known) >= HASHES_KEPT:
+                self._known = {}
+            self._known[fork] = found
         return found
 
 
@@ -171,6 +178,7 @@ def id_hash(id: str) -> int:
     return base + low
 
 
+HASHES_KEPT = 20_000
 HEX_DIGITS = {f"{number:03x}": number for number in range(1 << 12)}
 
 
@@ -240,32 +248,9 @@ def load_ledger(connection: sqlite3.Connection, ledger: Ledger, node: str) -> di
     return numbers
 
 
-def positions(found: int | list[int]) -> list[int]:
-    """What stands in a tail for one aggregate: one position, or a list of them."""
-    return [found] if isinstance(found, int) else found
-
-
-def add_to_tail(tail: dict[int, int | list[int]], found: Sequence[tuple[int, int]]) -> None:
-    """Enter pairs of an aggregate's hash and a position."""
-    new = dict(found)
-    if len(new) == len(found) and tail.keys().isdisjoint(new):  # a bulk load
-        tail.update(new)
-        return
-    for aggregate, position in found:
-        before = tail.get(aggregate)
-        if before is None:
-            tail[aggregate] = position
-        elif isinstance(before, int):
-            tail[aggregate] = [before, position]
-        else:
-            before.append(position)
-
-
-def load_tail(connection: sqlite3.Connection) -> tuple[int, dict[int, int | list[int]]]:
-    """Up to which position the index by aggregate reaches, and the positions beyond it by the aggregate's hash."""
+def load_tail(connection: sqlite3.Connection) -> tuple[int, Tail]:
+    """Up to which position the index by aggregate reaches, and what is beyond it."""
     found = connection.execute("SELECT value FROM meta WHERE name = 'indexed'").fetchone()
     indexed: int = found[0] if found else 0
-    tail: dict[int, int | list[int]] = {}
     rows = connection.execute("SELECT aggregate, position FROM events WHERE position > ? ORDER BY position", (indexed,))
-    add_to_tail(tail, rows.fetchall())
-    return indexed, tail
+    return indexed, Tail(rows.fetchall())

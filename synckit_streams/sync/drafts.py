@@ -7,6 +7,7 @@ changes anything; what passes both is certain to be written.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 
@@ -30,11 +31,14 @@ from synckit_streams.sync.stream import Stream
 from synckit_streams.sync.turn import Turn
 
 _encode = msgspec.msgpack.Encoder().encode
+_encode_json = msgspec.json.Encoder().encode
+_has_null = re.compile(b"null").search
 
 ORIGIN_BYTES_MAX = 128
 """More than an origin of ours and its counter need in a context."""
 
 WRITERS_FEW = 100
+PLAIN_BYTES_MAX = 10_000
 FIRST_VERSION = 1
 """The default of `Draft.schema_version`; compared by identity, so that True is not taken for it."""
 
@@ -56,6 +60,7 @@ def prepare(drafts: Sequence[Draft]) -> list[Prepared]:
         Invalid, TooLarge: something in a draft that the protocol does not allow.
     """
     prepared: list[Prepared] = []
+    plain: list[bytes] = []
     topic = type_ = None
     for draft in drafts:
         if not isinstance(draft, Draft):
@@ -77,7 +82,17 @@ def prepare(drafts: Sequence[Draft]) -> list[Prepared]:
             check_draft(draft)
             topic, type_ = draft.topic, draft.type
             draft = _plain_names(draft)
-        payload = encode_payload(draft.data)
+        data = draft.data
+        payload = b""
+        if type(data) is dict:
+            try:
+                payload = _encode_json(data)
+            except (TypeError, ValueError, RecursionError, OverflowError, msgspec.MsgspecError):
+                payload = encode_payload(data)  # a model inside it; or it says what is wrong
+        if 0 < len(payload) <= PLAIN_BYTES_MAX:
+            plain.append(payload)
+        else:
+            payload = encode_payload(data)
         metadata = encode_metadata(draft.metadata) if draft.metadata else b""
         after = keys_bytes(Key(*cause) for cause in draft.after) if draft.after else b""
         context: bytes | None = None
@@ -86,6 +101,9 @@ def prepare(drafts: Sequence[Draft]) -> list[Prepared]:
             if len(context) > CONTEXT_BYTES_MAX:
                 raise TooLarge(f"the context has {len(context)} bytes; at most {CONTEXT_BYTES_MAX} are allowed")
         prepared.append(Prepared(draft, payload, metadata, after, context))
+    if _has_null(b"".join(plain)):  # perhaps a NaN: one search over all of them costs less than one over each
+        for each in prepared:
+            encode_payload(each.draft.data)
     return prepared
 
 
@@ -180,6 +198,8 @@ def write(
             continue
         if draft.topic != topic:
             stream.extend(hashes)
+            stream.at_packed = clock
+            turn.fresh += len(hashes)
             hashes.clear()
             topic = draft.topic
             stream = ledger.stream(topic, origin)
@@ -196,7 +216,8 @@ def write(
             prev = known.last.get(origin, 0)
             latest = known.at_packed
             if context is None:
-                context = vector_bytes(known.last)
+                last = known.last
+                context = _encode([*last.items()]) if len(last) == 1 else vector_bytes(last)
         if each.context is not None:
             latest = _latest_in(turn, draft, known)
         if each.after:
@@ -229,15 +250,17 @@ def write(
             known.last[origin] = seq
             if known.at_packed < clock:
                 known.at_packed = clock
-        turn.fresh += 1
-        stream.at_packed = clock
         if waiting:
             ledger.at_packed, ledger.position = clock, position
             stream.extend(hashes)
+            stream.at_packed = clock
+            turn.fresh += len(hashes)
             hashes.clear()
             turn.release(event.key)
             position = ledger.position
     stream.extend(hashes)
+    stream.at_packed = clock
+    turn.fresh += len(hashes)
     ledger.at_packed, ledger.position = clock, position
 
 

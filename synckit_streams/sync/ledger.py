@@ -29,7 +29,7 @@ from synckit_streams.sync.waiting import Waiting
 
 __all__ = ["Aside", "Changes", "Facts", "Fork", "Known", "Ledger", "Row", "Stream", "Wants"]
 
-AGGREGATES_CACHED = 10_000
+AGGREGATES_CACHED = 20_000
 
 _decode_pairs = msgspec.msgpack.Decoder(list[tuple[str, int]]).decode
 _encode = msgspec.msgpack.Encoder().encode
