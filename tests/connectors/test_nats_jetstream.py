@@ -1004,6 +1004,11 @@ class ScriptedServer:
         self.say(inbox, b"%d" % position, subject="sk.t.x", reply=reply)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):  # the client may leave at any time
+            await self._talk(reader, writer)
+        writer.close()
+
+    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writer = writer
         self._subscriptions.clear()
         writer.write(f"INFO {json.dumps(self._info)}\r\n".encode())
@@ -1020,7 +1025,6 @@ class ScriptedServer:
                 has_reply = len(line) == (4 if line[0] == "PUB" else 5)
                 self.published.append(line[1])
                 self._script(self, line[1], line[2] if has_reply else "")
-        writer.close()
 
 
 def jetstream(server: ScriptedServer, subject: str, reply: str) -> bool:
@@ -1171,6 +1175,7 @@ async def test_a_consumer_that_is_dead_without_a_word() -> None:
         chatting = asyncio.ensure_future(chat())
         assert len(await read(connector, "t", 1)) == 1
         chatting.cancel()
+        await asyncio.wait({chatting})
         assert server.published.count("$JS.API.INFO") == 1
 
 
