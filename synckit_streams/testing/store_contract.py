@@ -49,6 +49,7 @@ from synckit_streams.testing.store_model import StoreModel, sums
 
 NOW_MS = 1_700_000_000_000
 HOUR_MS = 3_600_000
+CLOSE_S = 20.0
 TOPICS = ("orders", "stock")
 
 Probe = Callable[[str], None]
@@ -225,7 +226,7 @@ class StoreContract:
                 yield store
                 await audit(store)
             finally:
-                await store.close()
+                await asyncio.wait_for(store.close(), CLOSE_S)  # one that is stuck fails, and does not hang
 
         return open_one
 
