@@ -31,6 +31,7 @@ from synckit_streams.stores.identity import warn_of_other_node
 from synckit_streams.stores.ledger_store import Block, LedgerStore, Probe
 from synckit_streams.stores.models import SqliteTransaction
 from synckit_streams.stores.sqlite_facts import SqliteFacts
+from synckit_streams.stores.sqlite_places import SELECT_RUNS, PlaceRows, run_of
 from synckit_streams.stores.sqlite_url import parse_url
 from synckit_streams.stores.tail import Tail
 from synckit_streams.sync.ledger import Changes, Fork, Ledger, Wants
@@ -217,6 +218,7 @@ class SqliteStore(LedgerStore):
         try:
             self.numbers = schema.load_ledger(self.writer, ledger, node)
             self._indexed, self.tail = schema.load_tail(self.writer)
+            self._places = PlaceRows(self.writer)
             self._to_index = self._indexed
         finally:
             if own and self.writer.in_transaction:
@@ -366,9 +368,9 @@ class SqliteStore(LedgerStore):
         if changes.voids:
             many("INSERT OR IGNORE INTO voids VALUES (?, ?, ?)", changes.voids)
         if changes.forget:
-            many("DELETE FROM places WHERE reader=?", [(reader,) for reader in changes.forget])
+            self._places.forget(changes.forget)
         if changes.runs:
-            many("INSERT INTO places VALUES (NULL, ?, ?, ?, ?, ?)", [schema.run_values(run) for run in changes.runs])
+            self._places.add(changes.runs)
         if changes.offsets:
             places = [(who, at.log, at.position, at.fingerprint) for who, at in changes.offsets.items()]
             many(schema.UPSERT_OFFSET, places)
@@ -464,10 +466,8 @@ class SqliteStore(LedgerStore):
 
     async def runs(self, reader: str) -> Sequence[PlaceRun]:
         """See `EventStore`."""
-        rows = await self._rows(
-            "SELECT reader, topic, origin, first, positions FROM places WHERE reader = ? ORDER BY run", (reader,)
-        )
-        return [schema.run_of(row) for row in rows]
+        runs: list[PlaceRun] = await self._fetch(lambda rows: list(map(run_of, rows)), SELECT_RUNS, (reader,))
+        return runs
 
     async def offset(self, consumer: str) -> Offset | None:
         """See `EventStore`."""

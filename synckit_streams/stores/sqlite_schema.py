@@ -6,7 +6,6 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from hashlib import blake2b
-from itertools import pairwise
 from struct import Struct
 from typing import Any
 
@@ -16,10 +15,8 @@ from synckit_streams.errors import SchemaNewer, StoreBusy, StoreCorrupt, StoreEr
 from synckit_streams.model.clock import Key
 from synckit_streams.model.codec import node_of
 from synckit_streams.model.event import Event, Stored
-from synckit_streams.model.exchange import PlaceRun
 from synckit_streams.stores.tail import Tail
 from synckit_streams.sync.ledger import Fork, Ledger, Stream
-from synckit_streams.sync.places import Same
 
 APPLICATION_ID = 0x534B5331
 """In the file's header, so that somebody else's database is not mistaken for ours."""
@@ -85,7 +82,6 @@ _int64 = Struct(">q").unpack
 _encode = encode_event = msgspec.msgpack.Encoder().encode
 decode_event = msgspec.msgpack.Decoder(Event).decode
 _decode_ranges = msgspec.msgpack.Decoder(list[tuple[int, int]]).decode
-_decode_positions = msgspec.msgpack.Decoder(list[int]).decode
 
 
 def translate(error: sqlite3.Error, path: object) -> StoreError:
@@ -202,32 +198,6 @@ def stored_of(rows: Iterable[tuple[Any, ...]], log: str) -> list[Stored]:
 def stream_values(number: int, key: tuple[str, str], stream: Stream) -> tuple[Any, ...]:
     """One row of `streams`."""
     return (number, *key, _encode(stream.ranges), stream.total.to_bytes(32, "big"), stream.at_packed)
-
-
-def run_values(run: PlaceRun) -> tuple[Any, ...]:
-    """One row of `places`."""
-    return (run.reader, run.topic, run.origin, run.first, _encode(_deltas(run.positions)))
-
-
-def _deltas(positions: Iterable[int]) -> list[int]:
-    """Positions as what each adds to the one before, and a constant step as `[start, step, how often]`."""
-    found = list(positions)
-    steps = {later - earlier for earlier, later in pairwise(found)}
-    if len(found) > 3 and len(steps) == 1:
-        return [found[0], steps.pop(), len(found)]
-    return [-1, *found]
-
-
-def run_of(row: tuple[Any, ...]) -> PlaceRun:
-    """The reverse of `run_values`."""
-    reader, topic, origin, first, raw = row
-    packed = _decode_positions(raw)
-    if packed[0] == -1:
-        return PlaceRun(reader, topic, origin, first, packed[1:])
-    start, step, times = packed
-    if step == 0:
-        return PlaceRun(reader, topic, origin, first, Same(start, times))
-    return PlaceRun(reader, topic, origin, first, range(start, start + step * times, step))
 
 
 def load_ledger(connection: sqlite3.Connection, ledger: Ledger, node: str) -> dict[tuple[str, str], int]:

@@ -17,6 +17,8 @@ from synckit_streams.model.seen import Interval, Intervals, Seen, add_interval, 
 
 RUN_EVENTS_MAX = 8192
 """Of a run whose positions are uneven; an even one has no limit."""
+UNEVEN_EVENTS = 64
+"""An even run of more is not dissolved into an uneven one."""
 
 
 class Same(Sequence[int]):
@@ -75,23 +77,38 @@ def even_parts(positions: Sequence[int]) -> list[Positions]:
     return [array("q", positions)]
 
 
+def join(ours: Positions, theirs: Positions, *, uneven_max: int) -> Positions | None:
+    """The positions of two neighbours in one piece: an even one, or an uneven one that is not too large."""
+    if isinstance(ours, Same):
+        if isinstance(theirs, Same) and ours.position == theirs.position:
+            return Same(ours.position, ours.times + theirs.times)
+    elif isinstance(ours, range) or len(ours) == 1:
+        step = theirs[0] - ours[-1]
+        goes_on = len(theirs) == 1 or (isinstance(theirs, range) and theirs.step == step)
+        if step > 0 and goes_on and (len(ours) == 1 or (isinstance(ours, range) and ours.step == step)):
+            return range(ours[0], theirs[-1] + 1, step)
+    # A large even piece is small as it is.
+    if len(theirs) > UNEVEN_EVENTS or (len(ours) > UNEVEN_EVENTS and not isinstance(ours, array)):
+        return None
+    return array("q", [*ours, *theirs]) if len(ours) + len(theirs) <= uneven_max else None
+
+
 class Run:
     """Events `first..last` of one origin, read in one partition at `positions`."""
 
-    __slots__ = ("first", "high", "low", "partition", "positions")
+    __slots__ = ("first", "high", "last", "low", "partition", "positions")
 
     def __init__(self, first: int, positions: Positions, partition: int) -> None:
         self.first = first
+        self.last = first + len(positions) - 1
         self.positions = positions
         self.partition = partition
-        if isinstance(positions, array):
-            self.low, self.high = min(positions), max(positions)
-        else:
+        if isinstance(positions, Same):
+            self.low = self.high = positions.position
+        elif isinstance(positions, range):
             self.low, self.high = positions[0], positions[-1]
-
-    @property
-    def last(self) -> int:
-        return self.first + len(self.positions) - 1
+        else:
+            self.low, self.high = min(positions), max(positions)
 
     def part(self, first: int, last: int) -> Run:
         """The run between two of its numbers."""
@@ -126,6 +143,9 @@ class Places:
     def add(self, origin: str, first: int, positions: Sequence[int], partition: int) -> None:
         """A run that was just read; it takes the place of what was known of these events."""
         self._known[origin] = add_interval(self._known.get(origin, ()), first, first + len(positions) - 1)
+        if isinstance(positions, range | Same):
+            self._add(origin, Run(first, positions, partition))
+            return
         for part in even_parts(positions):
             self._add(origin, Run(first, part, partition))
             first += len(part)
@@ -192,18 +212,12 @@ def _join(earlier: Run, later: Run) -> Run | None:
     if earlier.partition != later.partition:
         return None
     ours, theirs = earlier.positions, later.positions
-    if isinstance(ours, Same) and isinstance(theirs, Same) and ours.position == theirs.position:
-        return Run(earlier.first, Same(ours.position, len(ours) + len(theirs)), earlier.partition)
-    if len(ours) == 1 or isinstance(ours, range):
-        step = theirs[0] - ours[-1]
-        goes_on = len(theirs) == 1 or (isinstance(theirs, range) and theirs.step == step)
-        if step > 0 and goes_on and (not isinstance(ours, range) or len(ours) == 1 or ours.step == step):
-            return Run(earlier.first, range(ours[0], theirs[-1] + 1, step), earlier.partition)
-    if len(theirs) > 64 or len(ours) + len(theirs) > RUN_EVENTS_MAX:
-        return None
-    if isinstance(ours, array):
-        ours.extend(theirs)
+    if isinstance(ours, array) and len(ours) > 1:
+        if len(theirs) > UNEVEN_EVENTS or len(ours) + len(theirs) > RUN_EVENTS_MAX:
+            return None
+        ours.extend(theirs)  # in place: it may have thousands, and come one by one
+        earlier.last = later.last
         earlier.low, earlier.high = min(earlier.low, later.low), max(earlier.high, later.high)
         return earlier
-    # A large even run is small as it is.
-    return Run(earlier.first, array("q", [*ours, *theirs]), earlier.partition) if len(ours) <= 64 else None
+    joined = join(ours, theirs, uneven_max=RUN_EVENTS_MAX)
+    return None if joined is None else Run(earlier.first, joined, earlier.partition)
