@@ -52,6 +52,7 @@ WINDOW_BYTES = 4 * 1024 * 1024
 """What may be published and not yet acknowledged."""
 HEARTBEAT_S_MAX = 15.0
 NANO = 1_000_000_000
+_CREDS_MARKS = (b"BEGIN NATS USER JWT", b"BEGIN USER NKEY SEED")
 
 # Codes of the JetStream API, from nats-server's errors.json.
 NO_STREAM, NO_MESSAGE, NAME_TAKEN = 10059, 10037, 10058
@@ -564,6 +565,9 @@ def read_options(given: dict[str, object]) -> NatsOptions:
         path = getattr(options, field)
         if path and not Path(path).is_file():
             raise ConfigError(f"{field}={path!r}: there is no such file")
+    # nats-py looks for these lines to the end of the file, and then for ever.
+    if options.creds and not all(mark in Path(options.creds).read_bytes() for mark in _CREDS_MARKS):
+        raise ConfigError(f"creds={options.creds!r} holds no user's JWT and seed", hint="see nsc generate creds")
     return options
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import functools
 import json
@@ -14,6 +15,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -21,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import nats
+import nkeys  # type: ignore[import-untyped]
 import pytest
 from nats.js.api import StreamConfig
 
@@ -800,6 +803,59 @@ def configured(directory: Path, config: str) -> Iterator[NatsServer]:
         yield server
 
 
+def base64url(raw: bytes) -> str:
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+
+class Keys:
+    """An NKey, and the JWTs that it signs. Source: https://docs.nats.io (security, JWT, decentralized)."""
+
+    def __init__(self, prefix: int) -> None:
+        self.key = nkeys.from_seed(nkeys.encode_seed(os.urandom(32), prefix))
+        self.public = self.key.public_key.decode()
+
+    def grant(self, to: Keys, kind: str, **claims: object) -> str:
+        """What `to` may do, signed by this one."""
+        body = {"jti": uuid.uuid4().hex, "iat": int(time.time()), "iss": self.public, "sub": to.public, "name": kind}
+        body["nats"] = {"type": kind, "version": 2, **claims}
+        parts = [json.dumps(each).encode() for each in ({"typ": "JWT", "alg": "ed25519-nkey"}, body)]
+        signed = ".".join(map(base64url, parts))
+        return f"{signed}.{base64url(self.key.sign(signed.encode()))}"
+
+
+async def test_a_credentials_file(tmp_path: Path, topic: str) -> None:
+    """A user of an account, by JWT and NKey; without it there is no way in."""
+    operator, account, system, user = (
+        Keys(prefix)
+        for prefix in (
+            nkeys.PREFIX_BYTE_OPERATOR,
+            nkeys.PREFIX_BYTE_ACCOUNT,
+            nkeys.PREFIX_BYTE_ACCOUNT,
+            nkeys.PREFIX_BYTE_USER,
+        )
+    )
+    plain = {**dict.fromkeys(("subs", "data", "payload", "imports", "exports", "conn", "leaf"), -1), "wildcards": True}
+    streams = dict.fromkeys(("mem_storage", "disk_storage", "streams", "consumer"), -1)
+    config = (
+        f"operator: {operator.grant(operator, 'operator', system_account=system.public)}\n"
+        f"resolver: MEMORY\nsystem_account: {system.public}\nresolver_preload: {{\n"
+        f"{account.public}: {operator.grant(account, 'account', limits=plain | streams)}\n"
+        f"{system.public}: {operator.grant(system, 'account', limits=plain)}\n}}"
+    )
+    creds = tmp_path / "user.creds"
+    creds.write_text(
+        f"-----BEGIN NATS USER JWT-----\n{account.grant(user, 'user', subs=-1, data=-1, payload=-1)}\n"
+        f"------END NATS USER JWT------\n\n-----BEGIN USER NKEY SEED-----\n{user.key.seed.decode()}\n"
+        "------END USER NKEY SEED------\n"
+    )
+    with configured(tmp_path / "server", config) as server:
+        async with running(f"{server.url}?creds={creds}") as connector:
+            await connector.send(topic, texts("a"))
+        with pytest.raises(Unauthorised):
+            async with running(server.url):
+                pass
+
+
 LEAST = """
 authorization { users: [ { user: "node", password: "x", permissions: {
   subscribe: ["_INBOX.>"]
@@ -1250,6 +1306,7 @@ async def test_a_server_without_jetstream(tmp_path: Path) -> None:
         "nats://a?tls_ca=/does/not/exist",
         "nats://a?creds=/does/not/exist",
         f"nats://a?tls_ca={__file__}",
+        f"nats://a?creds={json.__file__}",
     ],
 )
 def test_a_wrong_url_or_option_is_a_clear_error(url: str) -> None:
