@@ -456,6 +456,8 @@ class NatsConnector:
         self._opened = False
         self._wire: Wire | None = None
         self._attempt: asyncio.Task[Wire] | None = None
+        self._refused: asyncio.Future[Unavailable]
+        """Why the present try of the attempt has failed."""
         self._made: set[str] = set()
         self._pulls: set[_Pull] = set()
         self._good_names: set[str] = set()
@@ -521,9 +523,16 @@ class NatsConnector:
             # One attempt for all who want it. Who is cancelled while waiting does not cancel it for the others.
             attempt = self._attempt
             if attempt is None:
-                attempt = self._attempt = asyncio.get_running_loop().create_task(self._connect(patient))
+                loop = asyncio.get_running_loop()
+                self._refused = loop.create_future()
+                attempt = self._attempt = loop.create_task(self._connect(patient))
                 attempt.add_done_callback(lambda done: done.cancelled() or done.exception())  # perhaps nobody waits
-            await asyncio.wait({attempt})
+            refused = self._refused
+            # Who is not patient waits for the present try alone, the others for as many as it takes.
+            waits: list[asyncio.Future[Wire] | asyncio.Future[Unavailable]] = [attempt]
+            await asyncio.wait(waits if patient else [*waits, refused], return_when=asyncio.FIRST_COMPLETED)
+            if not attempt.done():
+                raise refused.result()
             if attempt.cancelled():
                 raise not_open(self.address)
             return attempt.result()
@@ -540,9 +549,11 @@ class NatsConnector:
                 wire = Wire(self.address, self.options, self._tls)
                 try:
                     await wire.connect()
-                except Unavailable:
+                except Unavailable as error:
                     if loop.time() >= until:
                         raise
+                    refused, self._refused = self._refused, loop.create_future()
+                    refused.set_result(error)
                     await asyncio.sleep(RECONNECT_PAUSE_S)
                 else:
                     break

@@ -190,10 +190,10 @@ class Session:
             async with asyncio.timeout(self._timeout_s):
                 return await asked
         except TimeoutError:
-            raise self._no_progress(self._timeout_s) from None
+            raise self._no_progress() from None
 
-    def _no_progress(self, timeout_s: float) -> Timeout:
-        return Timeout(f"{self.link.name} made no progress for {timeout_s:g} s")
+    def _no_progress(self) -> Timeout:
+        return Timeout(f"{self.link.name} made no progress for {self._timeout_s:g} s")
 
     async def _give(self, given: protocol.Input) -> AppendResult | None:
         result = await self.driver.give(given)
@@ -435,22 +435,18 @@ class Session:
             return False
         return all(driver.replica.settled(self.link.name, topic) for topic in driver.settings.topics)
 
-    async def meet(self, timeout_s: float | None = None) -> None:
+    async def meet(self) -> None:
         """Until there is nothing left to do: all read, all sent and read back, nothing owed, all said.
 
         What is written while it goes on is sent too, and not waited for.
 
-        Args:
-            timeout_s: Longest time without any progress, if it is not the session's.
-
         Raises:
-            Timeout: no progress for so long.
+            Timeout: no progress for as long as the session was told.
             Unavailable: the connection was lost.
             StoreError: the store failed.
         """
         loop = asyncio.get_running_loop()
         seen, since = -1, loop.time()
-        timeout_s = self._timeout_s if timeout_s is None else timeout_s
         await self._give(protocol.Meet(self.link.name))
         while True:
             self._changed.clear()
@@ -460,8 +456,8 @@ class Session:
                 return
             if self.progress != seen:
                 seen, since = self.progress, loop.time()
-            elif loop.time() - since > timeout_s:
-                raise self._no_progress(timeout_s)
+            elif loop.time() - since > self._timeout_s:
+                raise self._no_progress()
             await self._wait(TICK_HURRY_S)
 
     async def live(self, until: asyncio.Event, interval_s: float) -> None:

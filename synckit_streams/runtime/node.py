@@ -34,6 +34,8 @@ logger = logging.getLogger("synckit_streams")
 
 OnResult = Callable[[SyncResult], Any]
 PAGE_EVENTS = 1_000
+DRAIN_S = 5.0
+"""Longest time without progress for what auto-sync sends when it is stopped."""
 PROJECT_PAUSE_S = 0.1
 """Least time between two looks of the projections at the log while auto-sync is live."""
 
@@ -132,8 +134,6 @@ class SyncNode:
         self._following: asyncio.Task[None] | None = None
         self._guests = 0
         self._guest_came = asyncio.Event()
-        self._interval_s = 30.0
-        self._timeout_s = 30.0
         self._opened = False
         self._door: Door | None = None
 
@@ -295,6 +295,12 @@ class SyncNode:
                             if self._auto is not None:
                                 self._auto.met()
                             await self._live(session, live, interval_s)
+                    if live is not None and live.is_set():
+                        # Drain: what was written last goes out. A session of its own, so that a connection which was
+                        # lost meanwhile is not waited for.
+                        async with Session(link, timeout_s=min(timeout_s, DRAIN_S)) as session:
+                            await session.meet()
+                            await self._finish(link, time.perf_counter())
                 except SyncKitError as error:
                     self._observe_sync(None, time.perf_counter() - started, error.code)
                     raise
@@ -330,10 +336,6 @@ class SyncNode:
         watcher = asyncio.create_task(either())
         try:
             await session.live(ended, interval_s)
-            if stop.is_set():
-                # Drain: what was written last goes out before the connection does.
-                await session.meet(min(self._timeout_s, 5.0))
-                await self._finish(session.link, time.perf_counter())
         finally:
             watcher.cancel()
             await asyncio.gather(watcher, return_exceptions=True)
@@ -397,7 +399,6 @@ class SyncNode:
             raise ConfigError("this node has no connector", hint='for example connectors=["nats://127.0.0.1:4222"]')
         if self._auto is not None:
             raise ConfigError("auto-sync runs already", hint="await node.stop_auto_sync() first")
-        self._interval_s, self._timeout_s = interval_s, timeout_s
 
         def meet(stop: asyncio.Event) -> Awaitable[SyncResult]:
             return self._meet(timeout_s=timeout_s, publish=True, live=stop, interval_s=interval_s)
