@@ -36,8 +36,8 @@ from synckit_streams.stores.sqlite_url import parse_url
 from synckit_streams.stores.tail import Tail
 from synckit_streams.sync.ledger import Changes, Fork, Ledger, Wants
 
-WRITE_CACHE_KIB = 16_000
-READ_CACHE_KIB = 4_000
+WRITE_CACHE_KIB = 8_000
+READ_CACHE_KIB = 2_000
 CHECKPOINT_PAGES = 4_000
 """How long the WAL grows before its pages are brought to their place."""
 INDEX_EVENTS = 16_384
@@ -408,7 +408,8 @@ class SqliteStore(LedgerStore):
         if after is not None and after.log != self.id:
             raise Invalid(f"the offset is of the log {after.log!r}, this one is {self.id!r}")
         position = after.position if after is not None else 0
-        only = "" if topic is None else "AND stream IN (SELECT stream FROM streams WHERE topic = ?) "
+        # The `+` keeps SQLite from the index by stream, which would sort the whole topic for each page.
+        only = "" if topic is None else "AND +stream IN (SELECT stream FROM streams WHERE topic = ?) "
         return await self._stored(
             f"SELECT position, twin, body FROM events WHERE position > ? {only}ORDER BY position LIMIT ?",
             (position, limit) if topic is None else (position, topic, limit),
@@ -428,14 +429,14 @@ class SqliteStore(LedgerStore):
         self._opened()
         hash = self.aggregate_hash((topic, aggregate_id))
         # The tail first: what is brought into the index meanwhile is then found there.
-        late = f"position > {schema.INDEXED}"
         parameters: tuple[Any, ...] = (hash, hash)
+        late = f"position > {schema.INDEXED}"
         if not self._read_only:
             late = "position IN (SELECT value FROM json_each(?))"
             parameters = (hash, msgspec.json.encode(self.tail.positions(hash)).decode(), hash)
         stored = await self._stored(
             "SELECT position, twin, body FROM events WHERE position IN (SELECT position FROM aggregates "
-            f"WHERE aggregate = ?) OR ({late} AND aggregate = ?) ORDER BY position",
+            f"WHERE aggregate = ? UNION SELECT position FROM events WHERE {late} AND aggregate = ?) ORDER BY position",
             parameters,
         )
         found = (each.event for each in stored)

@@ -66,9 +66,9 @@ INDEXED = "coalesce((SELECT value FROM meta WHERE name = 'indexed'), 0)"
 # By hash: from the index, and from the events beyond it. One event of each tells its aggregate's id.
 AGGREGATES_PAGE = (
     "SELECT * FROM (SELECT a.aggregate, e.body FROM aggregates a CROSS JOIN events e USING (position) "
-    "JOIN streams s USING (stream) WHERE s.topic = ? AND a.aggregate > ? "
+    "CROSS JOIN streams s USING (stream) WHERE s.topic = ? AND a.aggregate > ? "
     "GROUP BY a.aggregate ORDER BY a.aggregate LIMIT ?) "
-    "UNION ALL SELECT * FROM (SELECT e.aggregate, e.body FROM events e JOIN streams s USING (stream) "
+    "UNION ALL SELECT * FROM (SELECT e.aggregate, e.body FROM events e CROSS JOIN streams s USING (stream) "
     f"WHERE e.position > {INDEXED} AND s.topic = ? AND e.aggregate > ? "
     "GROUP BY e.aggregate ORDER BY e.aggregate LIMIT ?)"
 )

@@ -477,3 +477,31 @@ def test_another_process_finds_no_token_of_a_store_that_is_open(tmp_path: Path) 
             assert not (tmp_path / "till.db-clean").exists()
 
     asyncio.run(run())
+
+
+async def test_a_page_costs_the_same_wherever_it_is(tmp_path: Path) -> None:
+    """No query that readers repeat scans or sorts the whole log: asked of SQLite's own plan."""
+    async with opened(SqliteStore(f"sqlite:///{tmp_path}/till.db")) as store:
+        store.index_events = 100
+        for _ in range(3):
+            await store.append([draft(f"o-{n}", topic=("orders", "stock")[n % 2]) for n in range(150)], now_ms=NOW_MS)
+    async with (
+        opened(SqliteStore(f"sqlite:///{tmp_path}/till.db")) as store,
+        opened(SqliteStore(f"sqlite:///{tmp_path}/till.db", read_only=True)) as look,
+    ):
+        asked: list[str] = []
+        for each in (store, look):
+            each._reader.set_trace_callback(asked.append)
+            await each.log(after=None, limit=5)
+            await each.log("orders", after=None, limit=5)
+            await each.aggregate("orders", "o-1")
+            await each.aggregates("orders", after="", limit=5)
+            await each.events("orders", "x", (1, 9), limit=5)
+            await each.end()
+            each._reader.set_trace_callback(None)
+        assert len(asked) == 12
+        for statement in asked:
+            plan = [row[3] for row in store.writer.execute(f"EXPLAIN QUERY PLAN {statement}")]
+            assert not [step for step in plan if step in ("SCAN events", "SCAN e")], statement
+            assert "SEARCH events USING INDEX events_key (stream=?)" not in plan, statement
+            assert "SEARCH e USING INDEX events_key (stream=?)" not in plan, statement
