@@ -21,7 +21,7 @@ from synckit_streams.model.exchange import Arrival, PlaceRun
 from synckit_streams.sync.changes import Aside
 from synckit_streams.sync.places import even_parts
 from synckit_streams.sync.stream import Stream
-from synckit_streams.sync.turn import Turn
+from synckit_streams.sync.turn import Turn, reissued
 
 
 def receive(turn: Turn, received: Sequence[Arrival]) -> None:
@@ -72,12 +72,20 @@ def receive(turn: Turn, received: Sequence[Arrival]) -> None:
             _hold(turn, event, hash, cause)
         elif here:
             turn.take(event, hash)
+            if place is not None and turn.hash_of(event.key) != hash:
+                # It lost its key to the event that was here, which lies somewhere else in the log, or nowhere.
+                numbers.pop()
+                positions.pop()
+                again = places.setdefault((reader, topic, reissued(event, hash).origin), ([], []))
+                again[0].append(1)
+                again[1].append(place.position)
         else:
             turn.store(event, hash, stream)
             if waiting:
                 turn.release(event.key)
     for (reader, topic, origin), found in places.items():
-        _note(turn, runs_of(reader, topic, origin, *found))
+        if found[0]:
+            _note(turn, runs_of(reader, topic, origin, *found))
 
 
 def recognise(turn: Turn, echoes: Sequence[PlaceRun]) -> None:
