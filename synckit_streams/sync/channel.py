@@ -45,6 +45,9 @@ class Flight(NamedTuple):
     barrier: Mapping[int, int] | None
 
 
+_NOTHING = Seen()
+
+
 class Channel:
     """See the module's text."""
 
@@ -69,6 +72,9 @@ class Channel:
         self.flights: list[Flight] = []
         self.stuck = Seen()
         self.peers: dict[str, Peer] = {}
+        self.disputes: dict[str, Seen] = {}
+        """Peers that hold the same keys with other content, and the events of ours that may tell them why."""
+        self.disputed_ms: dict[str, int] = {}
         self.loaded = False
         self.stage = Stage.IDLE
         self.due_ms = 0
@@ -106,11 +112,6 @@ class Channel:
         for flight in self.flights:
             flying = flying.union(flight.events)
         return flying
-
-    @property
-    def sending(self) -> bool:
-        """Whether the broker has still to answer for something."""
-        return any(flight.barrier is None for flight in self.flights)
 
     def begin(self, goal: Seen, patience_ms: int) -> None:
         """A meeting begins, and does not wait for what was to be tried again later."""
@@ -236,7 +237,7 @@ class Channel:
         """
         if not peer.digest.takes:
             return Seen()
-        lacks = summary.seen.minus(peer.seen)
+        lacks = summary.seen.minus(peer.seen).union(self.disputes.get(peer.digest.node, _NOTHING))
         if not lacks:
             return lacks
         lacks = lacks.minus(Seen.of(peer.digest.refused))

@@ -243,12 +243,8 @@ class Replica:
         return alarms
 
     def _flow(self, channel: Channel) -> list[Effect]:
-        """Publish what is unsent, once the reader has caught up (before that we cannot know what is).
-
-        While a publication is under way the next one gathers: a node that writes faster than the broker answers would
-        otherwise have thousands of them in line, an event each.
-        """
-        if channel.muted or not channel.unsent or not channel.caught_up or channel.sending:
+        """Publish what is unsent, once the reader has caught up (before that we cannot know what is)."""
+        if channel.muted or not channel.unsent or not channel.caught_up:
             return []
         events = channel.lift_off()
         again = events.minus(events.minus(channel.sent_before))
@@ -373,6 +369,9 @@ class Replica:
         if given.seen == summary.seen and digest.whole and digest.checksum != self._checksum(summary):
             evidence = f"{digest.node} holds the same keys with another checksum"
             effects += self._once(AlarmKind.DIGEST_MISMATCH, digest.topic, evidence)
+            self._dispute(channel, digest.node, summary)
+        else:
+            channel.disputes.pop(digest.node, None)
         if self.live(peer) and tuple(digest.resolver) != self._resolver:
             evidence = f"{digest.node} resolves by {digest.resolver}, this node by {self._resolver}"
             effects += self._once(AlarmKind.RESOLVER_DIFFERS, digest.topic, evidence)
@@ -381,6 +380,18 @@ class Replica:
         if voids:
             effects.append(protocol.Persist(voids=voids))
         return effects
+
+    def _dispute(self, channel: Channel, node: str, summary: Summary) -> None:
+        """A peer holds the same keys with other content: a key was used twice, and it knows of one event only.
+
+        Which one, its digest does not say. Whoever knows of both shows it all that is under such origins, now and then.
+        """
+        if self._now_ms - channel.disputed_ms.get(node, -self._lease_ms) < self._lease_ms:
+            return
+        channel.disputed_ms[node] = self._now_ms
+        ranges = summary.seen.ranges
+        reused = {origin.rpartition("~")[0] for origin in ranges if "~" in origin}
+        channel.disputes[node] = Seen({origin: ranges[origin] for origin in sorted(reused) if origin in ranges})
 
     def _once(self, kind: AlarmKind, topic: str, evidence: str) -> list[Effect]:
         if (kind, topic, evidence) in self._alarmed:
@@ -401,6 +412,7 @@ class Replica:
             return []
         channel.stage = Stage.IDLE
         owed = channel.owed(self._summaries[channel.topic])
+        channel.disputes.clear()
         if not owed:
             return []
         channel.fly(owed)
