@@ -51,6 +51,8 @@ class Book:
         self.facts: dict[str, Fact] = {}
         self.reads: dict[Key, frozenset[Key]] = {}
         """Per event: the events of its aggregate that its client had read."""
+        self.ids: dict[Key, str] = {}
+        """Of every event that was ever on a disk."""
         self.before: dict[Key, frozenset[Key]] = {}
         """Per event: what must stand before it in every log."""
         self.batches: dict[tuple[str, ...], None] = {}
@@ -69,6 +71,7 @@ class Book:
             history = disk.histories.setdefault((event.topic, event.aggregate_id), [])
             fact = self.facts.get(event.id)
             key = event.key
+            self.ids.setdefault(key, event.id)
             if key not in self.reads and fact is not None and machine in fact.writers and event.origin in mine:
                 self._write(key, fact, history)
                 written.add(event.id)
@@ -87,14 +90,35 @@ class Book:
         self.reads[key] = read
         self.before[key] = read.union(fact.after, previous[-1:])
 
-    def heads(self, keys: Iterable[Key]) -> set[Key]:
-        """By brute force: those that no client had read who wrote another one of them."""
-        present = set(keys)
-        return present.difference(*(self.reads.get(key, frozenset()) for key in present))
+    def heads(self, events: Iterable[Event]) -> set[str]:
+        """By brute force, the ids of the facts of an aggregate that nobody has overwritten.
+
+        A fact that was written on two nodes is one fact: whoever knew one copy of it knew it, and what each of its
+        writers knew. It stands unless somebody knew it whom its own writers did not know.
+        """
+        read: dict[str, set[str]] = {}
+        for event in events:
+            known = self.reads.get(event.key, frozenset())
+            read.setdefault(event.id, set()).update(self.ids[key] for key in known if key in self.ids)
+        knows = {id: _closure(id, read) for id in read}
+        return {
+            id for id in read if not any(id in knows[other] and other not in knows[id] for other in read if other != id)
+        }
 
     def totals(self, ids: Iterable[str]) -> int:
         """What these facts add up to, each once."""
         return sum(self.facts[id].qty for id in set(ids) if id in self.facts)
+
+
+def _closure(start: str, read: dict[str, set[str]]) -> set[str]:
+    known: set[str] = set()
+    left = [start]
+    while left:
+        for id in read.get(left.pop(), ()):
+            if id not in known:
+                known.add(id)
+                left.append(id)
+    return known
 
 
 def same_content(fact: Fact, event: Event) -> bool:
