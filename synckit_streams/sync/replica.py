@@ -26,7 +26,8 @@ from synckit_streams.sync.protocol import Alarm, AlarmKind, Effect, Standing
 
 LEASE_MS = 90_000
 """For how long a digest makes its node count as live."""
-HEARTBEAT_MS = LEASE_MS // 3
+HEARTBEATS = 3
+"""How many digests there are within a lease, also when there is nothing new to say."""
 ANNOUNCE_MS = 1_000
 """Least time between two digests of one topic."""
 SPREAD_MS = 1_000
@@ -477,7 +478,7 @@ class Replica:
         idle = hurry and self._idle(channel)
         last = idle and not channel.told
         channel.told = idle if hurry else channel.told
-        if not ((last or since >= ANNOUNCE_MS) and saying != channel.said) and since < HEARTBEAT_MS:
+        if not ((last or since >= ANNOUNCE_MS) and saying != channel.said) and since < self._lease_ms // HEARTBEATS:
             return []
         channel.said, channel.said_ms = saying, self._now_ms
         return [protocol.Announce(channel.link, self._digest(channel))]
