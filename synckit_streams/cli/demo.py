@@ -58,9 +58,9 @@ async def _run(keep: Path | None, connector: str | None, *, json: bool) -> int:
     console = Console(quiet=True) if json else results()
     async with AsyncExitStack() as stack:
         directory = _directory(stack, keep)
-        broker = await stack.enter_async_context(_broker(connector))
+        broker = await stack.enter_async_context(meeting_place(connector))
         story = Story(directory, broker.url, broker.topic, broker.server)
-        end = await _tell(console, story, broker.name)
+        end = await tell(console, story, broker.name)
     if keep is not None and not json:
         url = plain_markup(store_url(keep / f"{EAST}.db"))
         console.print(
@@ -72,7 +72,7 @@ async def _run(keep: Path | None, connector: str | None, *, json: bool) -> int:
     return 0 if end.converged else 1
 
 
-async def _tell(console: Console, story: Story, broker: str) -> Ending:
+async def tell(console: Console, story: Story, broker: str) -> Ending:
     """Draw the scenes as they come, and then the rest."""
     started = time.perf_counter()
     width = picture.width_of(console)
@@ -132,7 +132,7 @@ class Broker(NamedTuple):
 
 
 @asynccontextmanager
-async def _broker(connector: str | None) -> AsyncIterator[Broker]:
+async def meeting_place(connector: str | None) -> AsyncIterator[Broker]:
     """A server of our own, or somebody's broker, in which the demo keeps to a topic of its own.
 
     Raises:
@@ -153,6 +153,7 @@ async def _broker(connector: str | None) -> AsyncIterator[Broker]:
     # A broker in memory is there as long as somebody is on it, and between two scenes no office is.
     anchor = connector_for(connector)
     try:
-        yield Broker(connector, f"airports-{run}", None, f"{scheme}://")
+        # On a broker that others use as well, the topic must be the demo's alone.
+        yield Broker(connector, "airports" if scheme == "memory" else f"airports-{run}", None, f"{scheme}://")
     finally:
         await anchor.close()

@@ -93,10 +93,10 @@ def _said(edit: Edit, *, won: bool) -> Text:
 def conflicts(answered: Sequence[Answered], register: Mapping[str, Airport], *, wide: bool) -> RenderableType:
     """Both sides of each conflict, who won, and, if there is room, why in the resolver's own words."""
     by_office = {(edit.office, edit.airport): edit for edit in EDITS}
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0, show_edge=False)
     table.add_column("", style="bold")
-    table.add_column(Text.assemble("  ", office_text(WEST), " wrote"), min_width=28 if wide else None)
-    table.add_column(Text.assemble("  ", office_text(CENTRAL), " wrote"), min_width=28 if wide else None)
+    table.add_column(Text.assemble("  ", office_text(WEST), " wrote"), min_width=29 if wide else None)
+    table.add_column(Text.assemble("  ", office_text(CENTRAL), " wrote"), min_width=29 if wide else None)
     if wide:
         table.add_column("why", width=34)
     for each in answered:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import html
 import json
 import re
 import sqlite3
@@ -170,6 +171,19 @@ def test_the_picture_shows_what_happened(synckit: Command) -> None:
     assert done.out.count(f"{EVENTS:,} events") == 3
     assert "0 lost" in done.out
     assert "✓ converged" in done.out
+
+
+def test_the_picture_in_the_documentation_is_the_picture() -> None:
+    """docs/demo.svg is what the demo prints, but for what is drawn anew each time; docs/draw_demo.py draws it."""
+    svg = (Path(__file__).parents[2] / "docs" / "demo.svg").read_text(encoding="utf-8")
+    drawn = html.unescape(re.sub("<style>.*?</style>|<title>.*?</title>|<[^>]*>", " ", svg, flags=re.DOTALL))
+    drawn = " ".join(drawn.replace("\xa0", " ").split())
+    for scene in ("records the airports", "west and central meet", "edit the same 6", "server killed (-9)", "looks in"):
+        assert scene in drawn
+    for edit in (edit for edit in EDITS if edit.airport in CONTESTED):
+        assert all(value in drawn for value in edit.fields.values())
+    assert drawn.count(f"{EVENTS:,}") >= 4
+    assert "✓" in drawn
 
 
 def test_who_wrote_last_wins_each_conflict() -> None:
