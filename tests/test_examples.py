@@ -1,0 +1,55 @@
+"""The examples run, and say what they are there to show."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "examples"
+SAYS = {
+    "01_offline_and_back.py": [
+        "offline: SK401, can be tried again: True",
+        "till-7 sent 3, complete: True",
+        "office took 3, complete: True",
+        "  o-1 {'total': 5}",
+        "  o-2 {'total': 12}",
+        "  o-3 {'total': 7}",
+    ],
+    "02_conflicts.py": [
+        "same events: True",
+        'heads: ["shop\'s", "depot\'s"]',
+        "last-write-wins: {'price': 5, 'sold': 2, 'tags': ['green']}",
+        "first-write-wins: {'price': 5, 'sold': 2, 'tags': ['green']}",
+        "additive-merge: {'price': 5, 'sold': 5, 'tags': ['hot', 'new', 'green']}",
+        "highest-price: {'price': 6, 'sold': 3, 'tags': ['hot', 'new']}",
+        "heads after the decision: ['decided']",
+    ],
+    "03_read_model.py": [
+        "both: {'Ada': 5, 'Bob': 7}",
+        "depot, offline: {'Ada': 50, 'Bob': 7}",
+        "shop, offline: {'Bob': 13}",
+        "depot: {'Bob': 13}",
+        "shop: {'Bob': 13}",
+    ],
+}
+
+
+def test_every_example_is_tried() -> None:
+    assert sorted(SAYS) == sorted(path.name for path in FOLDER.glob("*.py"))
+
+
+@pytest.mark.nats
+@pytest.mark.parametrize("name", sorted(SAYS))
+def test_an_example_runs_and_says_what_it_should(name: str, tmp_path: Path) -> None:
+    """With warnings as errors: an example is copied."""
+    command = [sys.executable, "-W", "error", str(FOLDER / name)]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "TMPDIR": str(tmp_path)}, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == SAYS[name]
+    assert list(tmp_path.iterdir()) == []
