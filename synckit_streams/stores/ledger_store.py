@@ -270,7 +270,7 @@ class LedgerStore(ABC):
             with self._transaction():
                 facts = self._facts(
                     ledger.wants(
-                        [each.draft for _, prepared in group for each in prepared],
+                        [each[0] for _, prepared in group for each in prepared],
                         [arrival for append, _ in group for arrival in append.request.received],
                     )
                 )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
+from typing import TypeAlias
 
 import msgspec
 
@@ -43,14 +44,9 @@ FIRST_VERSION = 1
 """The default of `Draft.schema_version`; compared by identity, so that True is not taken for it."""
 
 
-class Prepared(msgspec.Struct, frozen=True, gc=False):
-    """A draft in bytes; `context` is None when the store's own is wanted."""
-
-    draft: Draft
-    payload: bytes
-    metadata: bytes
-    after: bytes
-    context: bytes | None
+Prepared: TypeAlias = tuple[Draft, bytes, bytes, bytes, bytes | None]
+"""A draft with its payload, metadata, `after` and context in bytes; the context is None when the store's own is wanted.
+A plain tuple, since there is one for each event of a bulk load."""
 
 
 def prepare(drafts: Sequence[Draft]) -> list[Prepared]:
@@ -100,10 +96,10 @@ def prepare(drafts: Sequence[Draft]) -> list[Prepared]:
             context = vector_bytes(draft.context)
             if len(context) > CONTEXT_BYTES_MAX:
                 raise TooLarge(f"the context has {len(context)} bytes; at most {CONTEXT_BYTES_MAX} are allowed")
-        prepared.append(Prepared(draft, payload, metadata, after, context))
+        prepared.append((draft, payload, metadata, after, context))
     if _has_null(b"".join(plain)):  # perhaps a NaN: one search over all of them costs less than one over each
-        for each in prepared:
-            encode_payload(each.draft.data)
+        for draft, *_ in prepared:
+            encode_payload(draft.data)
     return prepared
 
 
@@ -130,9 +126,8 @@ def check(ledger: Ledger, prepared: Sequence[Prepared], facts: Facts, changes: C
     repeats: dict[str, Stored] = {}
     digests: dict[str, bytes] = {}
     # Few writers cannot make a context too long, so few are not measured.
-    wide = any(len(ledger.streams.get(topic, ())) > WRITERS_FEW for topic in {each.draft.topic for each in prepared})
-    for each in prepared:
-        draft = each.draft
+    wide = any(len(ledger.streams.get(topic, ())) > WRITERS_FEW for topic in {draft.topic for draft, *_ in prepared})
+    for draft, payload, metadata, _, _ in prepared:
         if draft.after:
             for cause in draft.after:
                 if Key(*cause) not in ledger:
@@ -151,9 +146,7 @@ def check(ledger: Ledger, prepared: Sequence[Prepared], facts: Facts, changes: C
                     hint="pass Draft.context with those that you have read",
                 )
         if (id := draft.id) is not None:
-            digest = content_hash(
-                draft.topic, draft.type, draft.aggregate_id, each.payload, each.metadata, draft.schema_version
-            )
+            digest = content_hash(draft.topic, draft.type, draft.aggregate_id, payload, metadata, draft.schema_version)
             if (repeat := changes.ids.get(id) or facts.by_id(id)) is not None:
                 repeats[id] = repeat
                 digests.setdefault(id, event_content_hash(repeat.event))
@@ -176,19 +169,18 @@ def write(
     """
     ledger, changes, facts = turn.ledger, turn.changes, turn.facts
     stored = turn.appended
-    if repeats and all(each.draft.id in repeats for each in prepared):
-        stored.extend(repeats[each.draft.id or ""] for each in prepared)
-        turn.topics.update(each.draft.topic for each in prepared)
+    if repeats and all(draft.id in repeats for draft, *_ in prepared):
+        stored.extend(repeats[draft.id or ""] for draft, *_ in prepared)
+        turn.topics.update(draft.topic for draft, *_ in prepared)
         return
     origin, log, now = ledger.own_origin(), ledger.log, now_ms << 16
     rows, late, waiting, aggregates = changes.rows, changes.late, ledger.waiting, ledger.aggregates
     nothing_known = facts.nothing_known
-    new_ids = iter(ledger.new_ids(sum([each.draft.id is None for each in prepared]), now_ms))
+    new_ids = iter(ledger.new_ids(sum([draft.id is None for draft, _, _, _, _ in prepared]), now_ms))
     clock, position = ledger.at_packed, ledger.position
     topic, stream, seq = "", Stream(), 0
     hashes: list[bytes] = []  # of what the stream does not know yet
-    for each in prepared:
-        draft, context = each.draft, each.context
+    for draft, payload, metadata, after, context in prepared:
         id = draft.id
         if id is None:
             id = next(new_ids)
@@ -215,12 +207,12 @@ def write(
         if known is not None:
             prev = known.last.get(origin, 0)
             latest = known.at_packed
-            if context is None:
-                last = known.last
-                context = _encode([*last.items()]) if len(last) == 1 else vector_bytes(last)
-        if each.context is not None:
+        if context is not None:
             latest = _latest_in(turn, draft, known)
-        if each.after:
+        elif known is not None:
+            last = known.last
+            context = _encode([*last.items()]) if len(last) == 1 else vector_bytes(last)
+        if after:
             latest = max(latest, turn.latest(Key(*cause) for cause in draft.after))
         if latest > clock:
             clock = latest
@@ -232,8 +224,8 @@ def write(
             clock = COUNTER_MAX
         seq += 1
         event = Event(
-            id, topic, draft.type, aggregate_id, each.payload, each.metadata, origin, seq, prev, context or b"",
-            each.after, clock, draft.schema_version, traceparent,
+            id, topic, draft.type, aggregate_id, payload, metadata, origin, seq, prev, context or b"",
+            after, clock, draft.schema_version, traceparent,
         )  # fmt: skip
         body = _encode(event)
         hash = sha256(body).digest()
