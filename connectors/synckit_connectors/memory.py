@@ -519,18 +519,23 @@ class MemoryConnector:
         # As strict as any broker's wire, so that what runs here runs there.
         headers = message.headers
         text = "".join(headers.values())
-        if not (_good_names.issuperset(headers) and text.isascii() and text.isprintable() and " " not in text):
-            _check_headers(message)  # one by one
-        size = len(message.body) + len(text) + sum(map(len, headers)) + HEADER_OVERHEAD_BYTES * len(headers)
+        names = tuple(headers)
+        names_size = _good_names.get(names, 0)
+        if not (names_size and text.isascii() and text.isprintable() and " " not in text):
+            names_size = _check_headers(message)  # one by one
+            if len(_good_names) < GOOD_NAMES_MAX:
+                _good_names[names] = names_size
+        size = len(message.body) + len(text) + names_size
         if size > self.bytes_max:
             raise TooLarge(f"message {message.id!r} has {size} bytes; {self.url} takes {self.bytes_max}")
 
 
-_good_names: set[str] = set()
-"""Header names that were looked at before."""
+_good_names: dict[tuple[str, ...], int] = {}
+"""The header names of messages that passed, and how many bytes they take."""
 
 
-def _check_headers(message: Message) -> None:
+def _check_headers(message: Message) -> int:
+    size = 0
     for name, value in message.headers.items():
         printable = value.isascii() and value.isprintable() and value == value.strip()
         if not printable or not HEADER_NAME.fullmatch(name):
@@ -538,8 +543,8 @@ def _check_headers(message: Message) -> None:
                 f"message {message.id!r} has a header {name!r} that not every broker can carry",
                 hint="a name of letters, digits and -._, a value in printable ASCII without blanks around it",
             )
-        if len(_good_names) < GOOD_NAMES_MAX:
-            _good_names.add(name)
+        size += len(name) + HEADER_OVERHEAD_BYTES
+    return size
 
 
 class _Reader:

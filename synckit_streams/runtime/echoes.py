@@ -29,7 +29,7 @@ class Echoes:
 
     def expect(self, parcel: Parcel) -> None:
         """This is about to be sent."""
-        message = parcel[0]
+        message = parcel.message
         if not message.id or message.id in self._sent:
             return
         self._sent[message.id] = parcel
@@ -43,12 +43,12 @@ class Echoes:
         if found is None:
             return None
         self._forget(message.id)
-        sent, first, _ = found
+        sent = found.message
         # The id alone proves nothing: whoever can write to the broker can use it too.
-        if first.topic != topic or sent.body != message.body or sent.headers != message.headers:
+        if found.first.topic != topic or sent.body != message.body or sent.headers != message.headers:
             return None
         return found
 
     def _forget(self, id: str) -> None:
-        message, _, _ = self._sent.pop(id)
+        message = self._sent.pop(id).message
         self._bytes -= len(message.body) + MESSAGE_BYTES

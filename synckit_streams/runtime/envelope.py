@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
-from typing import NamedTuple
+
+import msgspec
 
 from synckit_streams.errors import SyncKitError, TooLarge
 from synckit_streams.model.cloudevent import from_headers, to_headers
@@ -24,12 +25,13 @@ MESSAGE_BYTES_MAX = 8 * 1024 * 1024
 RAW_BYTES_MAX = 64 * 1024
 """So much is kept of a message above that limit."""
 FINGERPRINT_BYTES = 16
+HASH_HEADER = "ce-skhash"
 WRONG_HASH = "the event does not match its hash"
 
 _FRAME_HEADERS = {"content-type": "application/vnd.synckit.frame+msgpack", FRAME_HEADER: "1"}
 
 
-class Parcel(NamedTuple):
+class Parcel(msgspec.Struct, frozen=True, gc=False):
     """A message, and which events are in it: so many of one origin, numbered from `first` on."""
 
     message: Message
@@ -59,7 +61,7 @@ def to_messages(events: Sequence[tuple[Event, bytes]], *, packing: str, round_id
             # Percent-encoding can triple a long aggregate id; a frame carries it as it is.
             parcels.append(_frame([(event, hash)], round_id))
             continue
-        message = Message(f"{hash[:16].hex()}.{round_id}", event.aggregate_id, headers, payload)
+        message = Message(f"{headers[HASH_HEADER][:32]}.{round_id}", event.aggregate_id, headers, payload)
         parcels.append(Parcel(message, event, 1))
     return parcels
 
@@ -102,7 +104,10 @@ def arrivals(message: Message, topic: str, place: Place | None) -> list[Arrival]
             whole, broken = unpack(message.body)
         else:
             event, hash = from_headers(headers, message.body)
-            whole, broken = ([(event, hash)], []) if event_hash(event) == hash else ([], [WRONG_HASH])
+            right = event_hash(event) == hash
+            if right and event.topic == topic:
+                return [Arrival(event, hash, place)]
+            whole, broken = ([(event, hash)], []) if right else ([], [WRONG_HASH])
     except SyncKitError as error:
         whole, broken = [], [str(error)]
     found = [Arrival(event, hash, place) for event, hash in whole if event.topic == topic]

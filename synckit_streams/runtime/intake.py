@@ -49,7 +49,7 @@ class Intake:
         self.events += len(found)
 
     def _echo(self, parcel: Parcel, position: int) -> None:
-        _, first, events = parcel
+        first, events = parcel.first, parcel.events
         if events > 1:
             positions = Same(position, events)
             self._echoes.append(PlaceRun(self._reader, self._topic, first.origin, first.seq, positions))
