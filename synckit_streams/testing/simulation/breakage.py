@@ -137,7 +137,8 @@ class Breakage:
     def _back_up(self, machine: Machine) -> None:
         backups = self._backups.setdefault(machine.name, [])
         machine.learn()
-        backups.append((machine.disk.copy(f"{machine.name}-backup-{len(backups)}-{self._stamp()}"), set(machine.acknowledged)))
+        name = f"{machine.name}-backup-{len(backups)}-{self._stamp()}"
+        backups.append((machine.disk.copy(name), set(machine.acknowledged)))
         del backups[:-BACKUPS_MAX]
         self._note(f"{machine.name} is backed up")
 

@@ -122,6 +122,10 @@ class SimBroker:
         """Messages that reached the broker, per topic."""
         self.struck: Counter[str] = Counter()
         """How often each kind of weather struck."""
+        self.lose = 0
+        """How many of the next messages are lost."""
+        self.taken: Callable[[str], None] = lambda who: None
+        """Called when messages of somebody have been stored, before he is answered."""
         self.late = 0
         """Messages that are held back just now."""
         self._note = note
@@ -171,7 +175,8 @@ class SimBroker:
         for message in messages:
             number = crc32(message.partition_key.encode()) % self.partitions
             touched.add(number)
-            if dice.random() < weather.drop:
+            if self.lose or dice.random() < weather.drop:
+                self.lose -= self.lose > 0
                 self._strike("drop", who, message)
                 continue
             if dice.random() < weather.poison:
@@ -185,6 +190,7 @@ class SimBroker:
             if dice.random() < weather.duplicate:
                 self._strike("duplicate", who, message)
                 self._hold_back(topic, number, message, dice.choice((0.0, dice.uniform(0.0, 5.0))))
+        self.taken(who)
         return {number: len(topic.partitions[number]) for number in sorted(touched)}
 
     def _strike(self, kind: str, who: str, message: Message) -> None:
@@ -497,4 +503,3 @@ class _Listener(_Ear):
                     return Announced("", b"", 0.0)
             await self.bell.wait()
         raise StopAsyncIteration
-

@@ -145,7 +145,8 @@ class Client:
             book.facts[fact.id] = fact
             fact.writers.add(machine.name)
         book.batches[tuple(fact.id for _, fact in wanted)] = None
-        machine.setup.note(machine.name, f"writes {', '.join(f'{fact.id} to {fact.aggregate_id}' for _, fact in wanted)}")
+        said = ", ".join(f"{fact.id} to {fact.aggregate_id}" for _, fact in wanted)
+        machine.setup.note(machine.name, f"writes {said}")
         try:
             stored = await machine.run(self._append(machine.node, wanted))
         except SyncKitError as error:

@@ -190,7 +190,8 @@ class OnFile(Disk):
 
     def rows(self, after: int) -> Iterator[tuple[int, Event]]:
         """See `Disk`."""
-        for position, body in self._ask("SELECT position, body FROM events WHERE position > ? ORDER BY position", after):
+        page = "SELECT position, body FROM events WHERE position > ? ORDER BY position"
+        for position, body in self._ask(page, after):
             yield position, _decode_event(body)
 
     def origin(self) -> str:

@@ -19,8 +19,12 @@ T = TypeVar("T")
 _CLOCK_RESOLUTION_S = 1e-6
 
 
+ROUNDS_MAX = 1_000_000
+"""Of the loop; a simulation takes some ten thousand."""
+
+
 class Deadlock(Exception):
-    """Everybody waits, and nothing will ever come."""
+    """Everybody waits, and nothing will ever come; or everybody is busy, and it never ends."""
 
 
 class _NoSelector:
@@ -28,8 +32,12 @@ class _NoSelector:
 
     def __init__(self, loop: VirtualLoop) -> None:
         self._loop = loop
+        self._rounds = 0
 
     def select(self, timeout: float | None) -> list[Any]:
+        self._rounds += 1
+        if self._rounds > ROUNDS_MAX:
+            raise Deadlock("they are busy without an end")
         if timeout is None:
             raise Deadlock("every task waits, and no timer is set")
         if timeout > 0:

@@ -6,10 +6,11 @@ import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import nullcontext
 from random import Random
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from synckit_streams.errors import SyncKitError
 from synckit_streams.ports.projection import Projection
+from synckit_streams.ports.store import EventStore
 from synckit_streams.ports.telemetry import Alarmed, Appended, Detail, Link, Published, Received, Synced
 from synckit_streams.runtime.driver import World
 from synckit_streams.runtime.node import SyncNode
@@ -168,7 +169,7 @@ class Machine:
             self._store = self.disk.store()
             node = SyncNode(
                 self.node_id,
-                store=self._store,
+                store=cast(EventStore, self._store),
                 connectors=[SimConnector(setup.broker, self.net, life, dice)],
                 topics=self.topics,
                 resolver=setup.resolver(),
