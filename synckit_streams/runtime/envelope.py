@@ -8,6 +8,7 @@ from hashlib import sha256
 import msgspec
 
 from synckit_streams.errors import SyncKitError, TooLarge
+from synckit_streams.model.clock import COUNTER_MAX
 from synckit_streams.model.cloudevent import from_headers, to_headers
 from synckit_streams.model.codec import event_hash
 from synckit_streams.model.event import Event
@@ -110,10 +111,16 @@ def arrivals(message: Message, topic: str, place: Place | None) -> list[Arrival]
             whole, broken = ([(event, hash)], []) if right else ([], [WRONG_HASH])
     except SyncKitError as error:
         whole, broken = [], [str(error)]
-    found = [Arrival(event, hash, place) for event, hash in whole if event.topic == topic]
+    found = [
+        Arrival(event, hash, place) for event, hash in whole if event.topic == topic and 0 < event.seq <= COUNTER_MAX
+    ]
     if len(found) < len(whole):
         others = {event.topic for event, _ in whole if event.topic != topic}
         broken += [f"an event of the topic {other!r} in the log of {topic!r}" for other in sorted(others)]
+        # Without a number it has no key, so not even its refusal could be told by name.
+        broken += [
+            f"the number {event.seq} is outside [1, 2^63)" for event, _ in whole if not 0 < event.seq <= COUNTER_MAX
+        ]
     if broken:
         # One arrival for all of them: the whole message is kept, and is not to be kept five hundred times.
         reason = broken[0] if len(broken) == 1 else f"{len(broken)} events left out; the first one: {broken[0]}"
