@@ -1,0 +1,439 @@
+"""Bugs that are planted into the shipped code, to see whether the simulator has teeth.
+
+Each is a change that somebody could make in good faith, to one place or two. Most are found by playing seeds; those
+that need a rare meeting of circumstances have a scripted scene (`scenes`) as well. What the names mean is in
+docs/explanation/simulation.md.
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from synckit_streams.testing.simulation.patching import Edit, changed
+
+ARRIVALS = "synckit_streams.sync.arrivals"
+CHANNEL = "synckit_streams.sync.channel"
+CONFLICT = "synckit_streams.sync.conflict"
+DRAFTS = "synckit_streams.sync.drafts"
+ENVELOPE = "synckit_streams.runtime.envelope"
+LEDGER = "synckit_streams.sync.ledger"
+LEDGER_STORE = "synckit_streams.stores.ledger_store"
+LINK = "synckit_streams.runtime.link"
+MEMORY = "synckit_streams.stores.memory"
+PROJECTOR = "synckit_streams.runtime.projector"
+REPLICA = "synckit_streams.sync.replica"
+RESOLVERS = "synckit_streams.sync.resolvers"
+STREAM = "synckit_streams.sync.stream"
+TURN = "synckit_streams.sync.turn"
+IDENTITY = "synckit_streams.stores.identity"
+
+
+@dataclass(frozen=True)
+class Planted:
+    """One bug.
+
+    Args:
+        name: As `--planted` takes it.
+        why: What is wrong with it, in a line.
+        edits: The change.
+        seeds: How many seeds it may take at most.
+        profile: Which seeds find it best; "" for each seed's own profile.
+        scene: The scripted scene that finds it; "" if seeds do.
+    """
+
+    name: str
+    why: str
+    edits: tuple[Edit, ...]
+    seeds: int = 40
+    profile: str = ""
+    scene: str = ""
+
+
+BUGS = (
+    Planted(
+        "effect-on-duplicate",
+        "an event that comes twice is stored, and counted, twice",
+        (
+            Edit(ARRIVALS, "if (here and turn.hash_of(event.key) == hash) or (waiting", "if (waiting"),
+            Edit(ARRIVALS, "        elif here:\n            turn.take(event, hash)\n", "        elif False:\n"),
+        ),
+    ),
+    Planted(
+        "effect-on-twin",
+        "a fact that was written on two nodes has its effect twice",
+        (Edit(PROJECTOR, "                if not each.twin\n                and (", "                if ("),),
+    ),
+    Planted(
+        "seen-by-max",
+        "whoever has the last event is taken to have all before it",
+        (Edit(STREAM, "            ranges.append((seq, seq))\n", "            ranges[:] = [(1, seq)]\n"),),
+    ),
+    Planted(
+        "text-counters",
+        "counters are compared as text: 9 comes after 10",
+        (
+            Edit(
+                CONFLICT,
+                "left = [event for event in found if covered.get(event.origin, 0) < event.seq]",
+                "left = [event for event in found if str(covered.get(event.origin, 0)) < str(event.seq)]",
+            ),
+        ),
+    ),
+    Planted(
+        "no-hold",
+        "an event is stored before what its writer had read",
+        (Edit(ARRIVALS, "        if cause is not None:\n", "        if False and cause is not None:\n"),),
+    ),
+    Planted(
+        "hold-ignores-after",
+        "only the aggregate's own causes are waited for",
+        (Edit(LEDGER, "        if event.after_bytes:\n", "        if False and event.after_bytes:\n"),),
+    ),
+    Planted(
+        "held-in-memory",
+        "what waits for its cause is acknowledged, and is not on the disk",
+        (Edit(ARRIVALS, "    turn.changes.held_added[hash] = event\n", ""),),
+        profile="silent",
+    ),
+    Planted(
+        "offset-before-commit",
+        "the reader's offset is on the disk before what was read is",
+        (
+            Edit(
+                MEMORY,
+                '        self._probe("commit")  # everything below happens at once\n',
+                '        self.disk.offsets.update(changes.offsets)\n        self._probe("commit")\n',
+            ),
+        ),
+        profile="silent",
+    ),
+    Planted(
+        "effect-apart-from-offset",
+        "a projection's effect commits, and then its offset does",
+        (
+            Edit(
+                PROJECTOR,
+                "            await tx.set_offset(consumer, page[-1].offset)\n",
+                "        async with store.transaction() as tx:\n"
+                "            await tx.set_offset(consumer, page[-1].offset)\n",
+            ),
+        ),
+    ),
+    Planted(
+        "answer-before-commit",
+        "the writer is told that it is durable before it is",
+        (
+            Edit(
+                LEDGER_STORE,
+                "                append.answer.error = append.answer.error or failure\n            return []\n",
+                "                append.answer.error = append.answer.error or failure\n"
+                "            for append, turn in turns:\n"
+                "                if append.request.drafts:\n"
+                "                    append.answer.error = None\n"
+                "                    append.answer.value = turn.result({topic: ledger.summary(topic) for topic in turn.topics})\n"
+                "            return []\n",
+            ),
+        ),
+    ),
+    Planted(
+        "mirror-ahead-of-disk",
+        "after a commit that failed, the ledger goes on as if it had not",
+        (Edit(LEDGER_STORE, "            self._stale = True\n            failure =", "            failure ="),),
+    ),
+    Planted(
+        "acknowledge-before-commit",
+        "what could not be committed is acknowledged, and the reader goes on",
+        (
+            Edit(
+                LINK,
+                "            result = await self._give(given)\n            assert result is not None\n",
+                "            try:\n                result = await self._give(given)\n"
+                "            except StoreError:\n                return\n            assert result is not None\n",
+            ),
+        ),
+        profile="silent",
+    ),
+    Planted(
+        "partial-commit",
+        "a commit that is broken off leaves a part of it behind",
+        (
+            Edit(MEMORY, '        self._probe("commit")  # everything below happens at once\n', ""),
+            Edit(
+                MEMORY,
+                "            self._put(row)\n        if origin:\n",
+                "            self._put(row)\n"
+                "            if row is changes.rows[len(changes.rows) // 2]:\n"
+                '                self._probe("commit")\n'
+                "        if origin:\n",
+            ),
+        ),
+    ),
+    Planted(
+        "no-clock-merge",
+        "the hybrid clock takes no notice of what was read",
+        (Edit(DRAFTS, "max(now, clock, latest) + 1", "max(now, clock) + 1"),),
+    ),
+    Planted(
+        "arrival-order-tie-break",
+        "of two writes at the same time, the one that came first wins",
+        (
+            Edit(
+                CONFLICT,
+                "    ordered = sorted(events, key=lambda event: event.canonical_order)\n",
+                "    ordered = list(events)\n",
+            ),
+            Edit(
+                CONFLICT,
+                "    return tuple(sorted(left, key=lambda event: event.canonical_order))\n",
+                "    return tuple(left)\n",
+            ),
+            Edit(
+                RESOLVERS,
+                "max(conflict.heads, key=lambda head: head.canonical_order)",
+                "max(conflict.heads, key=lambda head: head.at_packed)",
+            ),
+        ),
+    ),
+    Planted(
+        "totals-added",
+        "a read model adds what an aggregate resolves to, and does not take back what it added before",
+        (
+            Edit(
+                PROJECTOR,
+                "            previous = msgspec.json.decode(rows[0][0]) if rows else None\n",
+                "            previous = None\n",
+            ),
+        ),
+    ),
+    Planted(
+        "after-inside-context",
+        "what an event must come after counts as read",
+        (
+            Edit(
+                DRAFTS,
+                '            context = vector_bytes(last) if last else b""\n',
+                "            seen = dict(last)\n"
+                "            for cause in draft.after:\n"
+                "                if cause[0] == topic:\n"
+                "                    seen[cause[1]] = max(seen.get(cause[1], 0), cause[2])\n"
+                '            context = vector_bytes(seen) if seen else b""\n',
+            ),
+        ),
+    ),
+    Planted(
+        "incarnation-never",
+        "a store that was copied or put back goes on under its old origin",
+        (
+            Edit(
+                MEMORY,
+                'return origin if token and token == clean and node_of(origin) == opening.node else ""',
+                'return origin if node_of(origin) == opening.node else ""',
+            ),
+        ),
+    ),
+    Planted(
+        "incarnation-by-counter",
+        "incarnations are counted, so that two copies count alike",
+        (
+            Edit(
+                MEMORY,
+                '        clean = meta.pop("clean", "")\n',
+                '        clean = meta.pop("clean", "")\n        meta["lives"] = str(int(meta.get("lives", "0")) + 1)\n',
+            ),
+            Edit(
+                LEDGER_STORE,
+                "            draw_origin=lambda: new_origin(opening.node, opening.dice),\n",
+                "            draw_origin=lambda: f\"{opening.node}@{self.disk.meta['lives']}\",  # type: ignore\n",
+            ),
+        ),
+    ),
+    Planted(
+        "incarnation-at-open",
+        "the incarnation is drawn when the store opens: a machine that is cloned before it writes has it twice",
+        (
+            Edit(
+                LEDGER_STORE,
+                "                self._reload()\n            except Exception as error:\n                self._give_back(writes)\n",
+                "                self._reload()\n                self._ledger.own_origin()\n"
+                "            except Exception as error:\n                self._give_back(writes)\n",
+            ),
+        ),
+        scene="clone-before-writing",
+    ),
+    Planted(
+        "least-hash-ignored",
+        "of two events under one key, each node keeps the one that came first",
+        (Edit(TURN, "        if hash > there_hash:\n", "        if True:\n"),),
+    ),
+    Planted(
+        "undecodable-blocks",
+        "an event whose payload is not JSON is set aside",
+        (
+            Edit(
+                ENVELOPE,
+                "if event_hash(event) == hash else ([], [WRONG_HASH])",
+                'if event_hash(event) == hash and event.payload[:1] == b"{" else ([], [WRONG_HASH])',
+            ),
+        ),
+    ),
+    Planted(
+        "suppress-for-ever",
+        "what was once in the log is owed to nobody, also to those who have passed it by",
+        (
+            Edit(
+                CHANNEL,
+                "                threshold[partition] = max(position, threshold.get(partition, 0))\n",
+                "                pass\n",
+            ),
+        ),
+    ),
+    Planted(
+        "no-place-in-digest",
+        "a digest does not say where its reader stands: who lags looks like one that lost data",
+        (Edit(REPLICA, "            places=channel.next_positions(),\n", "            places={},\n"),),
+        profile="overload",
+    ),
+    Planted(
+        "unsent-not-resent",
+        "what was published and is not in the log is not published again",
+        (
+            Edit(
+                CHANNEL,
+                "                self.lost, self.lost_last = self.lost.union(rest), rest\n",
+                "                self.lost_last = rest\n",
+            ),
+            Edit(
+                CHANNEL,
+                "self.unsent = own.minus(self.places.at_or_past(own, {})).minus(self.out)",
+                "self.unsent = own.minus(self.places.at_or_past(own, {})).minus(self.out).minus(self.sent_before)",
+            ),
+        ),
+        profile="silent",
+    ),
+    Planted(
+        "unsent-forgotten",
+        "what was written before the connection is not sent over it",
+        (
+            Edit(
+                CHANNEL,
+                "self.unsent = own.minus(self.places.at_or_past(own, {})).minus(self.out)",
+                "self.unsent = self.unsent.minus(self.out)",
+            ),
+        ),
+        profile="silent",
+    ),
+    Planted(
+        "offset-unbound",
+        "an offset counts for any log of that length: nobody looks whether the message is still the same",
+        (
+            Edit(
+                LINK,
+                "return None if message is None else fingerprint(message) == offset.fingerprint",
+                "return None if message is None else True",
+            ),
+        ),
+        profile="silent",
+        scene="rewound-and-regrown",
+    ),
+    Planted(
+        "publication-without-name",
+        "an event that is published again is the same message as before",
+        (Edit(ENVELOPE, '    digest.update(f"\\n{message.id}".encode())\n', ""),),
+        scene="same-event-same-place",
+    ),
+    Planted(
+        "identity-ignored",
+        "a log that was deleted and made again is read on from the old position",
+        (Edit(REPLICA, "        if stored.log != identity:\n", "        if False:\n"),),
+        profile="silent",
+    ),
+    Planted(
+        "no-prev",
+        "an event may come before what the same writer did before on the aggregate",
+        (Edit(LEDGER, "        if event.prev:\n", "        if False and event.prev:\n"),),
+        scene="stale-read-overtakes",
+    ),
+    Planted(
+        "no-void",
+        "what nobody holds any more is waited for, for ever",
+        (Edit(REPLICA, "        if not summary.wanted or not ready:\n", "        if True:\n"),),
+        scene="cause-lost-with-its-disk",
+    ),
+    Planted(
+        "doubt-not-looked-up",
+        "a commit that failed in doubt is taken not to have happened",
+        (
+            Edit(
+                "synckit_streams.runtime.driver",
+                "                    if not isinstance(error, IdReused | CauseUnknown | StoreClosed):\n",
+                "                    if False:\n",
+            ),
+        ),
+        scene="failed-and-written",
+    ),
+    Planted(
+        "loser-read-as-winner",
+        "what lost its key counts as read under it, and the event that keeps the key is never sent",
+        (
+            Edit(
+                ARRIVALS,
+                "            if place is not None and turn.hash_of(event.key) != hash:\n",
+                "            if False:\n",
+            ),
+        ),
+        profile="faults",
+    ),
+)
+
+BY_NAME = {bug.name: bug for bug in BUGS}
+
+
+class Caught(NamedTuple):
+    """How one bug was found, or not.
+
+    Args:
+        name: Of the bug.
+        by: "seed 12 (silent)" or "scene cause-lost"; "" if it was missed.
+        seeds: How many seeds were played.
+        reasons: What was wrong.
+        took_s: Seconds.
+    """
+
+    name: str
+    by: str
+    seeds: int
+    reasons: tuple[str, ...]
+    took_s: float
+
+
+def hunt(name: str, seeds_max: int = 0) -> Caught:
+    """Plant one bug, and play until something is wrong.
+
+    Args:
+        name: Of the bug.
+        seeds_max: Most seeds; 0 takes the bug's own number.
+    """
+    bug = BY_NAME[name]
+    started = time.perf_counter()
+    with changed(bug.edits):
+        # By name: these are other modules than those that this one was imported with.
+        history: Any = importlib.import_module("synckit_streams.testing.simulation.history")
+        profiles: Any = importlib.import_module("synckit_streams.testing.simulation.profiles")
+        scenes: Any = importlib.import_module("synckit_streams.testing.simulation.scenes")
+        if bug.scene:
+            outcome = scenes.play_scene(bug.scene)
+            if outcome.failed:
+                took_s = time.perf_counter() - started
+                return Caught(name, f"scene {bug.scene}", 0, tuple(outcome.reasons), took_s)
+        played = 0
+        for seed in range(0 if bug.scene and not seeds_max else seeds_max or bug.seeds):
+            profile = profiles.PROFILES[bug.profile] if bug.profile else None
+            outcome = history.play(seed, profile, memory=True)
+            played += 1
+            if outcome.failed:
+                took_s = time.perf_counter() - started
+                return Caught(name, f"seed {seed} ({outcome.profile})", played, tuple(outcome.reasons), took_s)
+    return Caught(name, "", played, (), time.perf_counter() - started)
