@@ -50,13 +50,13 @@ format: $(VENV)/.dev ## rewrite the code as `make check` wants it
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-test: simulate planted unit ## what a contributor must see pass (8 minutes on 2 cores)
+test: simulate unit ## what a contributor must see pass (8 minutes on 2 cores)
 
 unit: $(VENV)/.dev ## the tests without the slow ones and without the simulator's runs
 	$(PYTEST) -n $(WORKERS) -m "not slow"
 
 simulate: $(VENV)/.dev ## SEEDS simulated histories with every fault
-	$(BIN)/synckit simulate --seeds $(SEEDS)
+	$(BIN)/synckit simulate --seeds $(SEEDS) --json
 
 planted: $(VENV)/.dev ## does the simulator see the bugs that are planted?
 	$(BIN)/synckit simulate --planted all
