@@ -216,14 +216,11 @@ class Replica:
                 channel.read(cause.partition, cause.offset.position, result.runs)
                 effects += self._repair(channel)
         effects += self._alarms(result, cause.topic if isinstance(cause, protocol.Received) else "")
-        fresh: dict[str, Seen] = {}
-        if result.fresh:
-            for topic in {stored.event.topic for stored in result.appended}:
-                dots = [each.event.dot for each in result.appended if each.event.topic == topic]
-                fresh[topic] = _ranges(dots)
         for channel in self._channels.values():
-            if channel.topic in fresh and channel.joined:
-                channel.unsent = channel.unsent.union(fresh[channel.topic])
+            if result.fresh and channel.joined:
+                appended = [stored.event for stored in result.appended]
+                fresh = Seen.of((each.origin, each.seq) for each in appended if each.topic == channel.topic)
+                channel.unsent = channel.unsent.union(fresh)
             effects += self._flow(channel)
         return effects
 
@@ -529,14 +526,6 @@ class Replica:
 def _some(keys: Iterable[Key]) -> list[tuple[str, int]]:
     """The first dots of some keys, in sorted order: a digest is bounded, and what it leaves out costs bandwidth."""
     return [(key.origin, key.seq) for key in sorted(keys)[: protocol.DIGEST_DOTS_MAX]]
-
-
-def _ranges(dots: Sequence[tuple[str, int]]) -> Seen:
-    """Dots as a set, quickly when they ascend."""
-    first, last = dots[0], dots[-1]
-    if first[0] == last[0] and last[1] - first[1] == len(dots) - 1:
-        return Seen({first[0]: ((first[1], last[1]),)})
-    return Seen.of(dots)
 
 
 __all__ = ["LEASE_MS", "SPREAD_MS", "Replica", "checksum"]
