@@ -54,7 +54,11 @@ MIGRATIONS: tuple[str, ...] = (
 )
 SCHEMA_VERSION = len(MIGRATIONS)
 
-INSERT_EVENT = "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+EVENT_COLUMNS = 9
+ROWS_TOGETHER = 100
+_ROW = f"({', '.join('?' * EVENT_COLUMNS)})"
+INSERT_EVENT = f"INSERT INTO events VALUES {_ROW}"
+INSERT_TOGETHER = f"INSERT INTO events VALUES {', '.join([_ROW] * ROWS_TOGETHER)}"
 # A key moves from one row to another: first out of the way, then to its place. Id and aggregate stay.
 PARK_EVENT = "UPDATE events SET seq = -position WHERE position = ?"
 MOVE_EVENT = "UPDATE events SET stream = ?, seq = ?, hash = ?, body = ? WHERE position = ?"
