@@ -113,6 +113,11 @@ class Channel:
             flying = flying.union(flight.events)
         return flying
 
+    @property
+    def sending(self) -> bool:
+        """Whether the broker has still to answer for something."""
+        return any(flight.barrier is None for flight in self.flights)
+
     def begin(self, goal: Seen, patience_ms: int) -> None:
         """A meeting begins, and does not wait for what was to be tried again later."""
         self.find_again()

@@ -241,8 +241,12 @@ class Replica:
         return alarms
 
     def _flow(self, channel: Channel) -> list[Effect]:
-        """Publish what is unsent, once the reader has caught up (before that we cannot know what is)."""
-        if channel.muted or not channel.unsent or not channel.caught_up:
+        """Publish what is unsent, once the reader has caught up (before that we cannot know what is).
+
+        While a publication is under way the next one gathers: a node that writes faster than the broker answers would
+        otherwise have thousands of them in line, an event each.
+        """
+        if channel.muted or not channel.unsent or not channel.caught_up or channel.sending:
             return []
         events = channel.lift_off()
         again = events.minus(events.minus(channel.sent_before))
