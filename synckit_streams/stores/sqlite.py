@@ -383,13 +383,21 @@ class SqliteStore(LedgerStore):
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
-    async def _fetch(self, shape: Callable[[list[tuple[Any, ...]]], Any], sql: str, parameters: Sequence[Any]) -> Any:
-        """Rows, given their shape on the reader's thread."""
+    async def _fetch(
+        self,
+        shape: Callable[[list[tuple[Any, ...]]], Any],
+        sql: str,
+        parameters: Sequence[Any],
+        *,
+        body: int | None = None,
+    ) -> Any:
+        """Rows, given their shape on the reader's thread; of a page, whose bodies are this column, as many as fit."""
         self._opened()
 
         def fetch() -> Any:
             try:
-                return shape(self._reader.execute(sql, parameters).fetchall())
+                cursor = self._reader.execute(sql, parameters)
+                return shape(cursor.fetchall() if body is None else schema.page_of(cursor, body))
             except (sqlite3.Error, msgspec.MsgspecError) as error:
                 raise self._translate(error) from error
 
@@ -405,8 +413,11 @@ class SqliteStore(LedgerStore):
         rows: list[tuple[Any, ...]] = await self._fetch(lambda rows: rows, sql, parameters)
         return rows
 
-    async def _stored(self, sql: str, parameters: Sequence[Any]) -> list[Stored]:
-        stored: list[Stored] = await self._fetch(lambda rows: schema.stored_of(rows, self.id), sql, parameters)
+    async def _stored(self, sql: str, parameters: Sequence[Any], *, body: int | None = None) -> list[Stored]:
+        def shape(rows: list[tuple[Any, ...]]) -> list[Stored]:
+            return schema.stored_of(rows, self.id)
+
+        stored: list[Stored] = await self._fetch(shape, sql, parameters, body=body)
         return stored
 
     async def log(self, topic: str | None = None, *, after: Offset | None, limit: int) -> Sequence[Stored]:
@@ -419,6 +430,7 @@ class SqliteStore(LedgerStore):
         return await self._stored(
             f"SELECT position, twin, body FROM events WHERE position > ? {only}ORDER BY position LIMIT ?",
             (position, limit) if topic is None else (position, topic, limit),
+            body=2,
         )
 
     async def end(self) -> Offset:
@@ -464,12 +476,18 @@ class SqliteStore(LedgerStore):
 
     async def events(self, topic: str, origin: str, interval: Interval, *, limit: int) -> Sequence[tuple[Event, bytes]]:
         """See `EventStore`."""
-        rows = await self._rows(
+
+        def shape(rows: list[tuple[Any, ...]]) -> list[tuple[Event, bytes]]:
+            return [(schema.decode_event(body), hash) for body, hash in rows]
+
+        events: list[tuple[Event, bytes]] = await self._fetch(
+            shape,
             "SELECT e.body, e.hash FROM streams s JOIN events e USING (stream) "
             "WHERE s.topic = ? AND s.origin = ? AND e.seq BETWEEN ? AND ? ORDER BY e.seq LIMIT ?",
             (topic, origin, *interval, limit),
+            body=0,
         )
-        return [(schema.decode_event(body), hash) for body, hash in rows]
+        return events
 
     async def runs(self, reader: str) -> Sequence[PlaceRun]:
         """See `EventStore`."""

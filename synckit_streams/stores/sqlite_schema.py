@@ -54,6 +54,9 @@ MIGRATIONS: tuple[str, ...] = (
 )
 SCHEMA_VERSION = len(MIGRATIONS)
 
+PAGE_BYTES = 8 * 1024 * 1024
+"""A page of events ends when they come to so much, however many were asked for."""
+
 EVENT_COLUMNS = 9
 ROWS_TOGETHER = 100
 _ROW = f"({', '.join('?' * EVENT_COLUMNS)})"
@@ -197,6 +200,19 @@ def _id_base(head: str) -> int | None:
 def stored_of(rows: Iterable[tuple[Any, ...]], log: str) -> list[Stored]:
     """Rows of position, twin and body as stored events."""
     return [Stored(decode_event(body), position, log, twin == 1) for position, twin, body in rows]
+
+
+def page_of(cursor: sqlite3.Cursor, body: int) -> list[tuple[Any, ...]]:
+    """Rows until their bodies, the column `body`, come to about `PAGE_BYTES`; at least one, if there is one."""
+    rows: list[tuple[Any, ...]] = []
+    size, count = 0, 8
+    while size < PAGE_BYTES and (more := cursor.fetchmany(count)):
+        rows += more
+        size += sum([len(row[body]) for row in more])
+        # By what they have been so far; not too many at once, because the next ones may be larger.
+        count = max(1, min(64, (PAGE_BYTES - size) * len(rows) // (size + 1)))
+    cursor.close()
+    return rows
 
 
 def stream_values(number: int, key: tuple[str, str], stream: Stream) -> tuple[Any, ...]:
