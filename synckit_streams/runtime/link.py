@@ -17,6 +17,7 @@ from synckit_streams.errors import (
     ConnectorError,
     FrameMalformed,
     Rejected,
+    StoreCorrupt,
     StoreError,
     Timeout,
     TooLarge,
@@ -358,8 +359,9 @@ class Session:
                         page = await self.driver.store.events(
                             topic, origin, (first, last), limit=self.driver.settings.batch_events
                         )
-                        if not page:
-                            break
+                        if not page or page[-1][0].seq != first + len(page) - 1:
+                            # Going on would be trying again, at once and for ever.
+                            raise StoreCorrupt(f"the store has lost events of {origin!r} on {topic!r} from {first} on")
                         await self._send_page(topic, page, again=effect.again)
                         left = left.minus(Seen({origin: ((first, page[-1][0].seq),)}))
                         first = page[-1][0].seq + 1
