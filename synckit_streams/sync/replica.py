@@ -221,6 +221,9 @@ class Replica:
                 appended = [stored.event for stored in result.appended]
                 fresh = Seen.of((each.origin, each.seq) for each in appended if each.topic == channel.topic)
                 channel.unsent = channel.unsent.union(fresh)
+            if result.reused and channel.joined:
+                # An event of ours that was issued again under a new key is unsent like any other of our own.
+                channel.find_unsent(self._summaries[channel.topic], self.node)
             effects += self._flow(channel)
         return effects
 
