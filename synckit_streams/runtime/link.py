@@ -34,6 +34,7 @@ from synckit_streams.runtime.driver import Driver, logger
 from synckit_streams.runtime.echoes import Echoes
 from synckit_streams.runtime.envelope import fingerprint, to_messages
 from synckit_streams.runtime.intake import Intake
+from synckit_streams.runtime.paging import PageSize
 from synckit_streams.sync import protocol
 
 MESSAGES_MAX = 1_000
@@ -119,6 +120,7 @@ class Session:
         self._announcing = 0
         self._listened: set[str] = set()
         self._echoes = Echoes()
+        self._page_size = PageSize(self.driver.settings.batch_events)
         self._changed = asyncio.Event()
         self._committed = asyncio.Event()
         self._failure: BaseException | None = None
@@ -351,17 +353,17 @@ class Session:
 
     async def _send(self, effect: protocol.Publish) -> None:
         topic, left = effect.topic, effect.events
+        size = self._page_size
         try:
             for origin, intervals in sorted(effect.events.ranges.items()):
                 for first, last in intervals:
                     while first <= last:
                         await self._echoed(topic)
-                        page = await self.driver.store.events(
-                            topic, origin, (first, last), limit=self.driver.settings.batch_events
-                        )
+                        page = await self.driver.store.events(topic, origin, (first, last), limit=size.events)
                         if not page or page[-1][0].seq != first + len(page) - 1:
                             # Going on would be trying again, at once and for ever.
                             raise StoreCorrupt(f"the store has lost events of {origin!r} on {topic!r} from {first} on")
+                        size.learn(event for event, _ in page)
                         await self._send_page(topic, page, again=effect.again)
                         left = left.minus(Seen({origin: ((first, page[-1][0].seq),)}))
                         first = page[-1][0].seq + 1

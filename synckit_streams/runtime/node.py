@@ -23,6 +23,7 @@ from synckit_streams.runtime.door import Door, open_door
 from synckit_streams.runtime.driver import Driver, Settings, Silence, World
 from synckit_streams.runtime.envelope import PACKINGS
 from synckit_streams.runtime.link import Link, Session, link_name
+from synckit_streams.runtime.paging import PageSize
 from synckit_streams.runtime.projector import Projector, check_projections
 from synckit_streams.runtime.registry import connector_for, store_for
 from synckit_streams.runtime.result import SyncResult, gather
@@ -232,11 +233,14 @@ class SyncNode:
             twins: Also give the second event of a fact that two nodes wrote under one id.
         """
         self._check_open()
-        while page := await self.store.log(topic, after=after, limit=PAGE_EVENTS):
+        size = PageSize(PAGE_EVENTS)
+        while page := await self.store.log(topic, after=after, limit=size.events):
+            size.learn(stored.event for stored in page)
+            after = page[-1].offset
             for stored in page:
                 if twins or not stored.twin:
                     yield stored
-            after = page[-1].offset
+            del page, stored  # before the next one comes
 
     async def aggregate(self, topic: str, aggregate_id: str) -> list[Event]:
         """Every event of an aggregate, each fact once, in canonical order (hybrid time, origin, number)."""

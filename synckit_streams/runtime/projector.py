@@ -26,6 +26,7 @@ from synckit_streams.ports.projection import Batch, Change, Projection
 from synckit_streams.ports.store import EventStore, Transaction
 from synckit_streams.ports.telemetry import Projected
 from synckit_streams.runtime.driver import Driver
+from synckit_streams.runtime.paging import PageSize
 from synckit_streams.sync.conflict import ConflictResolver, conflict_of, resolve
 
 PAGE_EVENTS = 1_000
@@ -62,6 +63,7 @@ class Projector:
         self._projections = tuple(projections)
         self._resolver = resolver
         self._ready: set[str] = set()
+        self._page_size = PageSize(PAGE_EVENTS)
 
     def __bool__(self) -> bool:
         return bool(self._projections)
@@ -95,7 +97,8 @@ class Projector:
                 await tx.execute(_APPLIED)
                 if offset is None:
                     await self._run(projection, projection.reset(tx))
-            page = await store.log(after=offset, limit=PAGE_EVENTS)
+            page = await store.log(after=offset, limit=self._page_size.events)
+            self._page_size.learn(each.event for each in page)
             if not page:
                 # Where it stands is kept even when nothing was there, so that `reset` runs once.
                 if offset is None:
