@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import uuid
+from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.parser import text_string_to_metric_families
 
 from synckit_streams import ConfigError, Draft, MissingDependency, SyncNode, Unavailable
@@ -169,3 +172,18 @@ def test_without_the_client_the_command_to_install_it_is_named(monkeypatch: pyte
     with pytest.raises(MissingDependency) as raised:
         PrometheusObserver()
     assert raised.value.hint == "pip install 'synckit-streams[prometheus]'"
+
+
+def test_the_how_to_names_every_metric_with_its_labels_and_no_other() -> None:
+    """What an operator reads is what a scrape has."""
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "observe.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(synckit_\w+)` \| (.*?) \|", page, flags=re.MULTILINE)
+    written = {name: set(re.findall(r"`(\w+)`", labels)) for name, labels in rows}
+    registry = CollectorRegistry()
+    PrometheusObserver(registry)
+    made = {}
+    for metric in registry._collector_to_names:
+        assert isinstance(metric, MetricWrapperBase)
+        name = metric._name + ("_total" if metric._type == "counter" else "")
+        made[name] = set(metric._labelnames) - {"node"}
+    assert written == made
