@@ -27,7 +27,7 @@ from synckit_streams.runtime.result import SyncResult
 from synckit_streams.stores.sqlite import SqliteStore
 from synckit_streams.stores.sqlite_schema import translate
 
-KNOCK_S = 5.0
+KNOCK_S = 3.0
 """How long to wait for a node that has the file and opens no door: it may just be opening, or closing."""
 
 StoreUrl = Annotated[str, typer.Option("--store", metavar="URL", help="The node's store, e.g. sqlite:///till.db")]

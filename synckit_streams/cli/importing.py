@@ -14,7 +14,17 @@ import typer
 
 from synckit_streams.cli.access import ConnectorUrl, NodeName, StoreUrl, Writer, writing
 from synckit_streams.cli.records import Record, Table, csv_rows, json_lines
-from synckit_streams.cli.terminal import JsonFlag, carry_out, note, plain_markup, plural, progress, results, show_json
+from synckit_streams.cli.terminal import (
+    JsonFlag,
+    carry_out,
+    note,
+    plain_markup,
+    plural,
+    progress,
+    results,
+    show_json,
+    working,
+)
 from synckit_streams.errors import ConfigError, IdReused, Invalid, SyncKitError, TooLarge
 from synckit_streams.model.event import Draft
 
@@ -116,7 +126,8 @@ class Import:
             async with writing(
                 store, node=node, topics=sorted(self._topics), connector=connector, quiet=True
             ) as writer:
-                complete = (await writer.sync(timeout_s=30.0)).complete
+                with working("meeting the others", quiet=self._quiet):
+                    complete = (await writer.sync(timeout_s=30.0)).complete
         self._report(writer.node_id, time.perf_counter() - started, complete)
 
     @contextmanager

@@ -7,10 +7,11 @@ reader says which line it was and goes on, and whoever reads decides what become
 from __future__ import annotations
 
 import csv
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from typing import BinaryIO, NamedTuple
+
+import msgspec
 
 from synckit_streams.cli.terminal import plural
 from synckit_streams.errors import ConfigError, Invalid, SyncKitError, TooLarge
@@ -18,6 +19,7 @@ from synckit_streams.model.cloudevent import STRUCTURED_BYTES_MAX, draft_from_st
 from synckit_streams.model.codec import PAYLOAD_BYTES_MAX, check_draft, encode_payload
 from synckit_streams.model.event import Draft
 
+_encode = msgspec.json.Encoder().encode
 BOM = b"\xef\xbb\xbf"
 LINE_BYTES_MAX = 4 * PAYLOAD_BYTES_MAX
 """Of a line of a CSV."""
@@ -95,7 +97,7 @@ def csv_rows(file: BinaryIO, table: Table) -> Iterator[Record]:
 def _rows(lines: _Lines, rows: Iterator[list[str]], columns: list[str], table: Table) -> Iterator[Record]:
     aggregate_at = columns.index(table.aggregate_column)
     id_at = columns.index(table.id_column) if table.id_column else -1
-    times: dict[bytes, int] = {}
+    derived = DerivedIds(table, columns)
     while True:
         try:
             row = next(rows, None)
@@ -107,13 +109,12 @@ def _rows(lines: _Lines, rows: Iterator[list[str]], columns: list[str], table: T
                 raise Invalid(f"the row has {plural(len(row), 'field')}, the header has {len(columns)}")
             if not row[aggregate_at]:
                 raise Invalid(f"the column {table.aggregate_column!r} is empty")
-            data = dict(zip(columns, row, strict=True))
-            id = row[id_at] if id_at >= 0 else _derived_id(table, data, times)
+            id = row[id_at] if id_at >= 0 else derived.next(row)
             if not id:
                 raise Invalid(f"the column {table.id_column!r} is empty")
-            draft = Draft(topic=table.topic, type=table.type, aggregate_id=row[aggregate_at], data=data, id=id)
+            payload = encode_payload(dict(zip(columns, row, strict=True)))
+            draft = Draft(topic=table.topic, type=table.type, aggregate_id=row[aggregate_at], data=payload, id=id)
             check_draft(draft)
-            encode_payload(data)
         except SyncKitError as error:
             yield Record(lines.number, None, error)
         except csv.Error as error:
@@ -167,9 +168,22 @@ def _header(rows: Iterator[list[str]], table: Table) -> list[str]:
     return columns
 
 
-def _derived_id(table: Table, data: dict[str, str], times: dict[bytes, int]) -> str:
-    said = json.dumps([table.topic, table.type, data], ensure_ascii=True, sort_keys=True).encode()
-    digest = sha256(said).digest()
-    before = times.get(digest[:12], 0)
-    times[digest[:12]] = before + 1
-    return f"csv:{sha256(digest + str(before).encode()).hexdigest()[:40]}"
+class DerivedIds:
+    """Ids of rows that have none: see `csv_rows`. The order of the columns says nothing, so it changes nothing."""
+
+    def __init__(self, table: Table, columns: Sequence[str]) -> None:
+        self._order = sorted(range(len(columns)), key=lambda at: columns[at])
+        self._start = sha256(_encode([table.topic, table.type, *sorted(columns)]))
+        self._seen: set[bytes] = set()
+        self._again: dict[bytes, int] = {}
+
+    def next(self, row: Sequence[str]) -> str:
+        """The id of this row, if it is the next one of the file."""
+        found = self._start.copy()
+        found.update(_encode([row[at] for at in self._order]))
+        short = found.digest()[:10]  # two rows that share it would only be counted together
+        if short in self._seen:
+            self._again[short] = times = self._again.get(short, 0) + 1
+            found.update(b"%d" % times)
+        self._seen.add(short)
+        return f"csv:{found.hexdigest()[:40]}"

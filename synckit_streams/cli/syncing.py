@@ -21,6 +21,7 @@ from synckit_streams.cli.terminal import (
     plural,
     results,
     show_json,
+    working,
 )
 from synckit_streams.errors import ConfigError, SyncKitError
 from synckit_streams.model.seen import Intervals, count
@@ -75,7 +76,9 @@ def sync(
             if watch:
                 await _watch(writer, interval, timeout_s=timeout, json=json)
             else:
-                _report(writer.node_id, await writer.sync(timeout_s=timeout), json=json)
+                with working("meeting the others", quiet=json):
+                    result = await writer.sync(timeout_s=timeout)
+                _report(writer.node_id, result, json=json)
 
     carry_out(work, json=json)
 
@@ -128,13 +131,22 @@ class Ticker:
 async def _watch(writer: Writer, interval: float, *, timeout_s: float, json: bool) -> None:
     """Until it is interrupted."""
     note("In sync until Ctrl-C", quiet=json)
+    last: bool | None = None
+
+    def report(result: SyncResult) -> None:
+        """For people, what came and went has been said already: say when being complete begins or ends."""
+        nonlocal last
+        if json or result.complete != last:
+            _report(writer.node_id, result, json=json)
+        last = result.complete
+
     if isinstance(writer, OwnNode):
-        writer.node.subscribe(lambda result: _report(writer.node_id, result, json=json))
+        writer.node.subscribe(report)
         await writer.node.start_auto_sync(interval_s=interval, timeout_s=timeout_s)
         await asyncio.Event().wait()
     while True:
         try:
-            _report(writer.node_id, await writer.sync(timeout_s=timeout_s), json=json)
+            report(await writer.sync(timeout_s=timeout_s))
         except SyncKitError as error:
             if not error.retryable:
                 raise

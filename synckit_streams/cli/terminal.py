@@ -185,6 +185,17 @@ def progress(what: str, total: float | None, *, unit: str = "events", quiet: boo
         yield Advance(bar, bar.add_task(what, total=total))
 
 
+@contextmanager
+def working(what: str, *, quiet: bool = False) -> Iterator[None]:
+    """Something moves on standard error while nobody knows how long it takes; nothing where that is no terminal."""
+    console = notes()
+    if quiet or not console.is_interactive:
+        yield
+        return
+    with console.status(f"[dim]{what}[/dim]"):
+        yield
+
+
 _unsafe = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]").sub
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import html
 import json
 import re
@@ -29,19 +30,18 @@ EVENTS = 3376 + len(EDITS)
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The stores of a demo over a real server, and what it printed."""
-    directory = tmp_path_factory.mktemp("demo")
-    done = subprocess.run(
-        [sys.executable, "-m", "synckit_streams.cli", "demo", "--keep", "offices", "--json"],
-        cwd=directory,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=100,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    (directory / "out").write_text(done.stdout)
+def kept(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """The stores of a demo over a real server, and what it printed: one for all processes of a test run, to be read."""
+    base = tmp_path_factory.getbasetemp()
+    directory = (base if worker_id == "master" else base.parent) / "demo"
+    with (directory.parent / "demo.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (directory / "out").exists():
+            directory.mkdir()
+            command = [sys.executable, "-m", "synckit_streams.cli", "demo", "--keep", "offices", "--json"]
+            done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False, timeout=100)
+            assert (done.returncode, done.stderr) == (0, "")
+            (directory / "out").write_text(done.stdout)
     return directory
 
 
@@ -71,13 +71,13 @@ def test_the_last_line_says_how_it_ended(kept: Path) -> None:
     assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in digests.values())
 
 
-def test_the_digests_are_those_of_the_nodes(kept: Path) -> None:
+def test_the_digests_are_those_of_the_nodes(kept: Path, copy: Path) -> None:
     """Counted by the demo from the events; kept by each store since it wrote them."""
 
     async def digests() -> dict[str, str]:
         found = {}
         for office in OFFICES:
-            async with SyncNode(office, store=f"sqlite:///{kept}/offices/{office}.db", topics=["airports"]) as node:
+            async with SyncNode(office, store=f"sqlite:///{copy}/offices/{office}.db", topics=["airports"]) as node:
                 found[office] = await node.digest("airports")
         return found
 

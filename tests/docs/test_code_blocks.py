@@ -20,6 +20,7 @@ import asyncio
 import inspect
 import os
 import re
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -46,7 +47,13 @@ from synckit_streams import Draft, SyncNode
 node = await SyncNode("till-7", store="memory:").open()
 draft = Draft(topic="orders", type="order.placed", aggregate_id="o-1")
 later = []
-"""
+""",
+    "docs/reference/stores.md": "class MyMedia: ...",
+    "docs/reference/sqlite-schema.md": """
+from synckit_streams import Draft, SyncNode
+async with SyncNode("till-7", store="sqlite:///till.db") as node:
+    await node.append(Draft(topic="orders", type="order.placed", aggregate_id="o-1"))
+""",
 }
 
 _fence = re.compile(
@@ -172,6 +179,9 @@ class Page:
 
     def close(self) -> None:
         self.runner.close()
+        for value in self.names.values():
+            if isinstance(value, sqlite3.Connection):
+                value.close()  # `with` ends its transaction, and leaves it open
         if self.server is not None:
             self.server.close()
 
