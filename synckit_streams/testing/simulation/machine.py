@@ -140,11 +140,6 @@ class Machine:
             return "", False
         return self._store._ledger.origin, bool(self._store._origin)
 
-    @property
-    def holds(self) -> bool:
-        """Whether events wait for their causes here."""
-        return self.up and self._store is not None and len(self._store._ledger.waiting) > 0
-
     # --- its lives ---------------------------------------------------------------------------------------------------
 
     async def start(self) -> bool:
