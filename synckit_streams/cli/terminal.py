@@ -111,21 +111,22 @@ def carry_out(work: Callable[[], Coroutine[Any, Any, int | None]], *, json: bool
     Raises:
         typer.Exit: with the status, unless it is 0.
     """
-    terminated = False
+    told: list[signal.Signals] = []
 
     async def cancellable() -> int | None:
-        nonlocal terminated
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None
 
-        def terminate() -> None:
-            nonlocal terminated
-            terminated = True
+        def end(by: signal.Signals) -> None:
+            told.append(by)
             task.cancel()
+            loop.remove_signal_handler(by)  # whoever cannot wait asks again, and Python ends it at once
 
-        # Elsewhere than in the main thread signals are not ours to take.
+        # By the loop, not by Python's own handler, which cancels between any two instructions: also in the middle of
+        # handing a thread's result over. Elsewhere than in the main thread signals are not ours to take.
         with suppress(ValueError, RuntimeError, NotImplementedError):
-            loop.add_signal_handler(signal.SIGTERM, terminate)
+            for by in (signal.SIGINT, signal.SIGTERM):
+                loop.add_signal_handler(by, end, by)
         return await work()
 
     try:
@@ -137,9 +138,9 @@ def carry_out(work: Callable[[], Coroutine[Any, Any, int | None]], *, json: bool
     except KeyboardInterrupt:
         status = INTERRUPTED
     except asyncio.CancelledError:
-        if not terminated:
+        if not told:
             raise
-        status = TERMINATED
+        status = INTERRUPTED if told[0] is signal.SIGINT else TERMINATED
     except BrokenPipeError:
         # Whoever read our output has had enough. Python would complain once more when it flushes at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
