@@ -5,7 +5,6 @@ Run it: python examples/03_read_model.py
 
 import asyncio
 import tempfile
-from collections.abc import Sequence
 
 from synckit_streams import Batch, Draft, SyncNode
 from synckit_streams.ports.store import Transaction
@@ -15,8 +14,8 @@ class TotalPerCustomer:
     """What each customer owes. Its rows and its place in the log are one transaction."""
 
     name = "total-per-customer"
-    topics: Sequence[str] = ("orders",)
-    types: Sequence[str] = ()
+    topics = ("orders",)
+    types = ()
     resolved = True  # `changes` instead of bare events: what an order was counted as, and what it is now
 
     async def reset(self, tx: Transaction) -> None:

@@ -39,14 +39,27 @@ class Batch(NamedTuple):
 
 @runtime_checkable
 class Projection(Protocol):
-    """A read model. `apply` and the offset commit in one transaction, so each event counts exactly once."""
+    """A read model. `apply` and the offset commit in one transaction, so each event counts exactly once.
 
-    name: str
-    topics: Sequence[str]
-    types: Sequence[str]
-    """Empty for every type."""
-    resolved: bool
-    """Whether it wants `Batch.changes`: the aggregates as the node's resolver sees them."""
+    Attributes:
+        name: Its own; the offset is kept under it.
+        topics: Which to follow; empty for every topic.
+        types: Which types of event; empty for every type.
+        resolved: Whether it wants `Batch.changes`: the aggregates as the node's resolver sees them.
+    """
+
+    # Properties, so that a plain class attribute of any sequence type will do; a mutable member would be invariant.
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def topics(self) -> Sequence[str]: ...
+
+    @property
+    def types(self) -> Sequence[str]: ...
+
+    @property
+    def resolved(self) -> bool: ...
 
     async def apply(self, batch: Batch, tx: Transaction) -> None:
         """Change the read model."""
