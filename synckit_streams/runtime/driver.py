@@ -16,8 +16,6 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import NamedTuple, Protocol
 
-import msgspec
-
 from synckit_streams.errors import CauseUnknown, ClockSkew, IdReused, StoreClosed, StoreError, SyncKitError
 from synckit_streams.model.clock import HybridTime
 from synckit_streams.model.codec import TRACEPARENT_BYTES_MAX
@@ -25,6 +23,7 @@ from synckit_streams.model.event import Draft
 from synckit_streams.model.exchange import AppendResult, Summary
 from synckit_streams.ports.store import EventStore, Opening
 from synckit_streams.ports.telemetry import Alarmed, Appended, Detail, Observer
+from synckit_streams.runtime.settings import Settings
 from synckit_streams.sync import protocol
 from synckit_streams.sync.replica import Replica
 
@@ -43,22 +42,6 @@ class World(NamedTuple):
     mono_ms: Callable[[], int] = lambda: int(_boot_s() * 1000)
     dice: Callable[[], float] = random.SystemRandom().random
     entropy: Callable[[int], bytes] = os.urandom
-
-
-class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """What a node is told, checked; see `SyncNode` for the meaning of each."""
-
-    node: str
-    topics: tuple[str, ...]
-    resolver: tuple[str, int]
-    packing: str = "event"
-    push_only: bool = False
-    pull_only: bool = False
-    held_max: int = 10_000
-    clock_leap_ms_max: int = 600_000
-    lease_s: float = 90.0
-    batch_events: int = 1_000
-    spread_ms: int = 1_000
 
 
 class Outbox(Protocol):

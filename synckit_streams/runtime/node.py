@@ -11,8 +11,7 @@ from contextlib import asynccontextmanager, suppress
 from types import TracebackType
 from typing import Any
 
-from synckit_streams.errors import ConfigError, FeatureUnsupported, Invalid, StoreClosed, StoreError, SyncKitError
-from synckit_streams.model.codec import check_node_id, check_topic
+from synckit_streams.errors import ConfigError, Invalid, StoreClosed, StoreError, SyncKitError
 from synckit_streams.model.event import Draft, Event, Offset, Stored
 from synckit_streams.ports.connector import Connector
 from synckit_streams.ports.projection import Projection
@@ -20,13 +19,26 @@ from synckit_streams.ports.store import EventStore
 from synckit_streams.ports.telemetry import Observer, Synced
 from synckit_streams.runtime.autosync import AutoSync
 from synckit_streams.runtime.door import Door, open_door
-from synckit_streams.runtime.driver import Driver, Settings, Silence, World
-from synckit_streams.runtime.envelope import PACKINGS
+from synckit_streams.runtime.driver import Driver, Silence, World
 from synckit_streams.runtime.link import Link, Session, link_name
 from synckit_streams.runtime.paging import PageSize
-from synckit_streams.runtime.projector import Projector, check_projections
+from synckit_streams.runtime.projector import Projector
 from synckit_streams.runtime.registry import connector_for, store_for
 from synckit_streams.runtime.result import SyncResult, gather
+from synckit_streams.runtime.settings import (
+    CONNECTOR_EXAMPLE,
+    OBSERVER,
+    RESOLVER,
+    Settings,
+    check_count,
+    check_directions,
+    check_list,
+    check_names,
+    check_packing,
+    check_part,
+    check_projections,
+    check_seconds,
+)
 from synckit_streams.sync.conflict import ConflictResolver, Resolution, conflict_of, resolve
 from synckit_streams.sync.replica import checksum
 from synckit_streams.sync.resolvers import LastWriteWins
@@ -89,26 +101,17 @@ class SyncNode:
         lease_s: float = 90.0,
         world: World | None = None,
     ) -> None:
-        if isinstance(topics, str) or isinstance(connectors, str):
-            raise ConfigError("topics and connectors are lists", hint='write ["orders"], not "orders"')
-        try:
-            check_node_id(node_id)
-            for topic in topics:
-                check_topic(topic)
-        except SyncKitError as error:
-            raise ConfigError(error.message, hint="see the limits in docs/reference/limits.md") from error
-        if push_only and pull_only:
-            raise ConfigError("push_only and pull_only exclude each other", hint="leave both out to do both")
-        if packing not in PACKINGS:
-            raise ConfigError(f"packing {packing!r} is unknown", hint=f"choose one of {', '.join(PACKINGS)}")
-        if connectors and not topics:
-            raise ConfigError("a node with connectors needs topics", hint='for example topics=["orders"]')
-        if len(connectors) > 1:
-            raise FeatureUnsupported("several connectors on one node", hint="name one; more come with a later release")
+        check_names(node_id, topics)
+        check_list("connectors", connectors, '["nats://127.0.0.1:4222"]')
+        check_directions(connectors, topics, push_only=push_only, pull_only=pull_only)
+        check_packing(packing)
+        check_count("held_max", held_max, least=1)
+        check_count("clock_leap_ms_max", clock_leap_ms_max, least=0)
+        check_seconds("lease_s", lease_s)
         self.resolver: ConflictResolver = resolver or LastWriteWins()
-        if not isinstance(self.resolver, ConflictResolver):
-            raise ConfigError(f"{self.resolver!r} is no resolver", hint="it needs name, version and resolve(conflict)")
+        check_part("a resolver", self.resolver, RESOLVER)
         check_projections(projections)
+        check_part("an observer", observer or Silence(), OBSERVER)
         made = [connector_for(each) for each in connectors]
         settings = Settings(
             node=node_id,
@@ -203,18 +206,24 @@ class SyncNode:
     async def append_many(self, drafts: Sequence[Draft]) -> list[Stored]:
         """Write events in one durable commit: all of them, or none; see `append` for the errors."""
         self._check_open()
+        if isinstance(drafts, Draft):
+            raise Invalid("append_many takes several drafts", hint="write append(draft), or append_many([draft])")
         if not drafts:
             return []
-        if self.topics:
-            for draft in drafts:
-                if draft.topic not in self.topics:
-                    raise Invalid(
-                        f"{draft.topic!r} is not a topic of this node",
-                        hint=f"it replicates {', '.join(self.topics)}; an event elsewhere would never be sent",
-                    )
+        for draft in drafts:
+            self._check_draft(draft)
         with self._driver.operation("append") as traceparent:
             result = await self._driver.write(drafts, traceparent=traceparent)
         return list(result.appended)
+
+    def _check_draft(self, draft: Draft) -> None:
+        if not isinstance(draft, Draft):
+            raise Invalid(f"{draft!r:.80} is not a Draft", hint="append takes Draft(topic=…, type=…, aggregate_id=…)")
+        if self.topics and draft.topic not in self.topics:
+            raise Invalid(
+                f"{draft.topic!r:.80} is not a topic of this node",
+                hint=f"it replicates {', '.join(self.topics)}; an event elsewhere would never be sent",
+            )
 
     def _wrote(self) -> None:
         if self._auto is not None:
@@ -268,7 +277,7 @@ class SyncNode:
         Raises:
             Unavailable: nobody was reached. Being offline is normal: try again later.
             Timeout: the broker made no progress.
-            ConfigError: the node has no connector.
+            ConfigError: the node has no connector, or `timeout_s` is no time.
             StoreError: the local store failed.
         """
         return await self._meet(timeout_s=timeout_s, publish=True)
@@ -285,8 +294,7 @@ class SyncNode:
         self, *, timeout_s: float, publish: bool, live: asyncio.Event | None = None, interval_s: float = 0.0
     ) -> SyncResult:
         self._check_open()
-        if not self._links:
-            raise ConfigError("this node has no connector", hint='for example connectors=["nats://127.0.0.1:4222"]')
+        self._check_meeting(timeout_s)
         async with self._turn(guest=live is None):
             link = self._links[0]
             started = time.perf_counter()
@@ -309,6 +317,11 @@ class SyncNode:
                     self._observe_sync(None, time.perf_counter() - started, error.code)
                     raise
         return result
+
+    def _check_meeting(self, timeout_s: float) -> None:
+        if not self._links:
+            raise ConfigError("this node has no connector", hint=CONNECTOR_EXAMPLE)
+        check_seconds("timeout_s", timeout_s)
 
     @asynccontextmanager
     async def _turn(self, *, guest: bool) -> AsyncIterator[None]:
@@ -396,11 +409,11 @@ class SyncNode:
             timeout_s: See `sync`.
 
         Raises:
-            ConfigError: the node has no connector, or auto-sync runs already.
+            ConfigError: the node has no connector, a time is none, or auto-sync runs already.
         """
         self._check_open()
-        if not self._links:
-            raise ConfigError("this node has no connector", hint='for example connectors=["nats://127.0.0.1:4222"]')
+        self._check_meeting(timeout_s)
+        check_seconds("interval_s", interval_s)
         if self._auto is not None:
             raise ConfigError("auto-sync runs already", hint="await node.stop_auto_sync() first")
 
@@ -425,7 +438,13 @@ class SyncNode:
                 await asyncio.gather(following, return_exceptions=True)
 
     def subscribe(self, on_result: OnResult) -> Callable[[], None]:
-        """Call this with the result of every sync (it may be a coroutine function); gives what ends it."""
+        """Call this with the result of every sync (it may be a coroutine function); gives what ends it.
+
+        Raises:
+            ConfigError: it cannot be called.
+        """
+        if not callable(on_result):
+            raise ConfigError(f"{on_result!r:.80} cannot be called", hint="give a function of one SyncResult")
         self._listeners.append(on_result)
 
         def unsubscribe() -> None:

@@ -37,18 +37,6 @@ _APPLIED = (
 )
 
 
-def check_projections(projections: Sequence[Projection]) -> None:
-    """That every projection has a name of its own.
-
-    Raises:
-        ConfigError: two have the same, or one has none.
-    """
-    names = [projection.name for projection in projections]
-    twice = sorted({name for name in names if names.count(name) > 1 or not name})
-    if twice:
-        raise ConfigError(f"projections share a name or have none: {', '.join(map(repr, twice))}")
-
-
 class Projector:
     """Runs the projections of one node, one after another.
 

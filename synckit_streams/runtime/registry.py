@@ -9,6 +9,7 @@ from typing import Any
 from synckit_streams.errors import ConfigError, ConnectorNotFound, StoreNotFound
 from synckit_streams.ports.connector import Connector
 from synckit_streams.ports.store import EventStore
+from synckit_streams.runtime.settings import CONNECTOR, STORE, check_part
 
 # Named in the mission, and not there yet: the error says so instead of guessing at a spelling mistake.
 _COMING = {
@@ -48,6 +49,7 @@ def connector_for(url: str | Connector, **options: Any) -> Connector:
         ConfigError: it is no URL.
     """
     if not isinstance(url, str):
+        check_part("a connector", url, CONNECTOR)
         return url
     scheme = _scheme(url, "connector")
     cls, known = _find("synckit_streams.connectors", scheme)
@@ -67,6 +69,7 @@ def store_for(url: str | EventStore, **options: Any) -> EventStore:
         ConfigError: it is no URL, or an option is wrong.
     """
     if not isinstance(url, str):
+        check_part("a store", url, STORE)
         return url
     scheme = _scheme(url, "store")
     cls, known = _find("synckit_streams.stores", scheme)

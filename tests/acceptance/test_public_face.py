@@ -397,6 +397,16 @@ async def test_no_progress_for_so_long_is_a_timeout(
 # --- settings --------------------------------------------------------------------------------------------------------
 
 
+def follower(**changes: Any) -> Any:
+    """A projection that follows everything and does nothing, but for what is wrong with it."""
+
+    async def nothing(*_: object) -> None:
+        return None
+
+    members: dict[str, Any] = {"name": "p", "topics": (), "types": (), "resolved": False}
+    return type("Follower", (), {"apply": nothing, "reset": nothing, **members, **changes})()
+
+
 @pytest.mark.parametrize(
     ("settings", "error", "says"),
     [
@@ -421,7 +431,21 @@ async def test_no_progress_for_so_long_is_a_timeout(
         ({"store": "till.db"}, ConfigError, "scheme"),
         ({"store": "sqlite://"}, ConfigError, "sqlite:///"),
         ({"resolver": object()}, ConfigError, "resolver"),
-        ({"projections": [type("P", (), {"name": ""})()]}, ConfigError, "name"),
+        ({"resolver": LastWriteWins}, ConfigError, "write LastWriteWins("),
+        ({"observer": object()}, ConfigError, "observe"),
+        ({"store": None}, ConfigError, "store"),
+        ({"connectors": [None]}, ConfigError, "connector"),
+        ({"topics": None}, ConfigError, "list"),
+        ({"held_max": 0}, ConfigError, "held_max"),
+        ({"held_max": 10.5}, ConfigError, "held_max"),
+        ({"clock_leap_ms_max": -1}, ConfigError, "clock_leap_ms_max"),
+        ({"lease_s": 0}, ConfigError, "lease_s"),
+        ({"lease_s": float("nan")}, ConfigError, "lease_s"),
+        ({"projections": [object()]}, ConfigError, "it lacks name"),
+        ({"projections": [follower(name="")]}, ConfigError, "name"),
+        ({"projections": [follower(), follower()]}, ConfigError, "share a name"),
+        ({"projections": [follower(topics="orders")]}, ConfigError, "topics is a list"),
+        ({"projections": follower()}, ConfigError, "list"),
     ],
 )
 def test_a_wrong_setting_is_a_clear_error_at_construction(
@@ -432,6 +456,35 @@ def test_a_wrong_setting_is_a_clear_error_at_construction(
     with pytest.raises(error) as raised:
         SyncNode(**arguments)
     assert says in str(raised.value)
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf"), None, "30", True])
+async def test_a_time_that_is_none_is_refused(make: Make, memory_url: str, seconds: Any) -> None:
+    """At the call: not in the log of a background task, and not as a sync that never gives up."""
+    node = await make("till-7", memory_url)
+    for call in (node.sync, node.push, node.pull, node.start_auto_sync):
+        with pytest.raises(ConfigError, match="timeout_s"):
+            await call(timeout_s=seconds)
+    with pytest.raises(ConfigError, match="interval_s"):
+        await node.start_auto_sync(interval_s=seconds)
+    assert (await node.sync()).complete
+
+
+async def test_what_is_no_draft_and_what_cannot_be_called_is_refused(make: Make, topic: str) -> None:
+    """With what to write instead; nothing of the call is written."""
+    node = await make("till-7", None)
+    wrong: Any = {"topic": topic, "type": "t", "aggregate_id": "o-1"}
+    several: Any = draft(topic)
+    for call, says in (
+        (node.append(wrong), "not a Draft"),
+        (node.append_many([draft(topic), wrong]), "not a Draft"),
+        (node.append_many(several), "append_many"),
+    ):
+        with pytest.raises(Invalid, match=says):
+            await call
+    assert await ids(node, topic) == []
+    with pytest.raises(ConfigError, match="called"):
+        node.subscribe(wrong)
 
 
 def test_two_nodes_cannot_have_one_store(tmp_path: Path) -> None:
