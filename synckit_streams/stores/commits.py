@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import suppress
+from itertools import chain
 from threading import Lock, RLock
 from typing import Any
 
@@ -97,6 +98,54 @@ class Append:
     def __init__(self, request: Request) -> None:
         self.request = request
         self.answer = Answer()
+
+
+class Share:
+    """One request that stands for several callers' appends, which are decided at once; nearly all are of one caller.
+
+    Most callers bring one event each. What a request costs besides its events is then what costs most, so neighbours
+    that bring nothing but new events share one.
+    """
+
+    __slots__ = ("appends", "request")
+
+    def __init__(self, appends: Sequence[Append]) -> None:
+        self.appends = appends
+        self.request = first = appends[0].request
+        if len(appends) > 1:
+            self.request = Request(
+                drafts=list(chain.from_iterable([each.request.drafts for each in appends])),
+                now_ms=max([each.request.now_ms for each in appends]),
+                traceparent=first.traceparent,
+            )
+
+    def fail(self, error: BaseException) -> None:
+        """Every caller gets it who has not got another one already."""
+        for each in self.appends:
+            each.answer.error = each.answer.error or error
+
+    def apart(self) -> list[Share]:
+        """The same with a request for each caller, since somebody's is wrong; the last one first."""
+        return [Share([each]) for each in reversed(self.appends)]
+
+
+def shares(group: Sequence[Append]) -> list[Share]:
+    """A group of appends, in order, as few requests."""
+    found: list[Share] = []
+    run: list[Append] = []
+    for each in group:
+        request = each.request
+        alone = not request.only_new
+        if run and (alone or request.traceparent != run[0].request.traceparent):
+            found.append(Share(run))
+            run = []
+        if alone:
+            found.append(Share([each]))
+        else:
+            run.append(each)
+    if run:
+        found.append(Share(run))
+    return found
 
 
 class Begin:

@@ -19,7 +19,7 @@ from synckit_streams.model.codec import TRACEPARENT_BYTES_MAX
 from synckit_streams.model.event import Draft, Offset
 from synckit_streams.model.exchange import AppendResult, Arrival, PlaceRun, Summary
 from synckit_streams.ports.store import Opening, Transaction
-from synckit_streams.stores.commits import Append, CommitQueue, Finish, InlineExecutor
+from synckit_streams.stores.commits import Append, CommitQueue, Finish, InlineExecutor, Share, shares
 from synckit_streams.stores.identity import new_origin
 from synckit_streams.stores.wake import Bell
 from synckit_streams.sync import drafts as drafting
@@ -249,19 +249,24 @@ class LedgerStore(ABC):
 
     def _commit(self, group: Sequence[Append]) -> None:
         """Transactions for the whole group, nearly always one; each request's answer is its own."""
-        ready: list[tuple[Append, Sequence[Prepared]]] = []
-        for each in group:
+        ready: list[tuple[Share, Sequence[Prepared]]] = []
+        todo = shares(group)[::-1]
+        while todo:
+            share = todo.pop()
             try:
-                ready.append((each, drafting.prepare(each.request.drafts)))
+                ready.append((share, drafting.prepare(share.request.drafts)))
             except Exception as error:  # noqa: BLE001 - about its own drafts; the others do not suffer from it
-                each.answer.error = error
+                if len(share.appends) == 1:
+                    share.fail(error)
+                else:
+                    todo += share.apart()
         while ready:
             ready = self._transact(ready)
 
-    def _transact(self, group: list[tuple[Append, Sequence[Prepared]]]) -> list[tuple[Append, Sequence[Prepared]]]:
+    def _transact(self, group: list[tuple[Share, Sequence[Prepared]]]) -> list[tuple[Share, Sequence[Prepared]]]:
         """One transaction; gives the rest of the group, for the next one."""
-        turns: list[tuple[Append, Turn]] = []
-        at = 0
+        turns: list[tuple[Share, Turn]] = []
+        todo = group[::-1]
         try:
             if self._stale:
                 self._reload()
@@ -271,35 +276,41 @@ class LedgerStore(ABC):
                 facts = self._facts(
                     ledger.wants(
                         [each[0] for _, prepared in group for each in prepared],
-                        [arrival for append, _ in group for arrival in append.request.received],
+                        [arrival for share, _ in group for arrival in share.request.received],
                     )
                 )
-                for append, prepared in group:
-                    at += 1
+                while todo and not changes.reused:
+                    share, prepared = todo.pop()
                     try:
                         repeats = drafting.check(ledger, prepared, facts, changes) if prepared else {}
                     except SyncKitError as error:
-                        append.answer.error = error
+                        if len(share.appends) == 1:
+                            share.fail(error)
+                            continue
+                        end = len(prepared)
+                        for one in share.apart():
+                            todo.append((one, prepared[end - one.request.events : end]))
+                            end -= one.request.events
                         continue
-                    turns.append((append, decide(append.request, prepared, repeats, ledger, facts, changes)))
-                    if changes.reused:
-                        break
+                    turns.append((share, decide(share.request, prepared, repeats, ledger, facts, changes)))
                 self._write(changes, ledger.origin if ledger.origin != self._origin else "")
         except BaseException as error:  # noqa: BLE001 - every caller of the group gets it
             self._stale = True
             failure = self._translate(error)
             self._doubt = self._doubt or not isinstance(failure, StoreBusy | StoreFull)
-            for append, _ in group:
-                append.answer.error = append.answer.error or failure
+            for share, _ in group:
+                share.fail(failure)
             return []
         self._origin = ledger.origin
         ledger.settle(changes)
-        summaries = {topic: ledger.summary(topic) for _, turn in turns for topic in turn.topics}
-        for append, turn in turns:
-            append.answer.value = turn.result(summaries)
+        summaries = {topic: ledger.summary(topic) for topic in {topic for _, turn in turns for topic in turn.topics}}
+        for share, turn in turns:
+            results = turn.results(summaries, [len(each.request.drafts) for each in share.appends])
+            for append, result in zip(share.appends, results, strict=True):
+                append.answer.value = result
         if changes.rows:
             self._bell.ring()
-        return group[at:]
+        return todo[::-1]
 
     async def summary(self, topic: str) -> Summary:
         """See `EventStore`."""

@@ -30,6 +30,18 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     traceparent: str = ""
 
     @property
+    def only_new(self) -> bool:
+        """Whether it brings local events that nobody can have written before, and nothing else."""
+        return not (
+            self.received
+            or self.echoes
+            or self.offsets
+            or self.voids
+            or self.forget
+            or any(not isinstance(draft, Draft) or draft.id is not None for draft in self.drafts)
+        )
+
+    @property
     def events(self) -> int:
         """How many events it brings."""
         return len(self.drafts) + len(self.received)

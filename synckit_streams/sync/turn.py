@@ -9,7 +9,7 @@ one that has not read it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -45,15 +45,20 @@ class Turn:
         self.conflicts: dict[Fork, None] = {}
         self.runs: list[PlaceRun] = []
 
-    def result(self, summaries: Mapping[str, Summary]) -> AppendResult:
-        """What the request did, once its whole transaction is decided: a later request may have moved a reused key."""
-        appended, stored = self.appended, self.stored
-        if self.changes.reused:
-            appended, stored = self.changes.current(appended), self.changes.current(stored)
-        return AppendResult(
-            appended=tuple(appended),
-            fresh=self.fresh,
-            stored=tuple(stored),
+    def results(self, summaries: Mapping[str, Summary], drafts: Sequence[int]) -> list[AppendResult]:
+        """What the request did, once its whole transaction is decided: a later request may have moved a reused key.
+
+        Args:
+            summaries: Of every topic that changed.
+            drafts: How many drafts each caller brought, of those who share the request (of new drafts only). To each
+                his own events; to the first one whatever else came of it.
+        """
+        current = self.changes.current if self.changes.reused else list
+        mine = {topic: summaries[topic] for topic in self.topics}
+        first = AppendResult(
+            appended=tuple(current(self.appended[: drafts[0]])),
+            fresh=self.fresh if len(drafts) == 1 else drafts[0],
+            stored=tuple(current(self.stored)),
             released=self.released,
             duplicates=self.duplicates,
             held=tuple(self.held),
@@ -63,8 +68,14 @@ class Turn:
             reused=tuple(self.reused),
             conflicts=tuple(self.conflicts),
             runs=tuple(self.runs),
-            summaries={topic: summaries[topic] for topic in self.topics},
+            summaries=mine,
         )
+        results, at = [first], drafts[0]
+        for count in drafts[1:]:
+            appended = tuple(current(self.appended[at : at + count]))
+            results.append(AppendResult(appended=appended, fresh=count, summaries=mine))
+            at += count
+        return results
 
     # --- looking -----------------------------------------------------------------------------------------------------
 

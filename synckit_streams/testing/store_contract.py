@@ -1148,6 +1148,21 @@ class StoreContract:
             assert sorted((each for mine in results for each in mine), key=lambda each: each.position) == log
             assert [each.event.seq for each in log] == list(range(1, 501))
 
+    async def test_callers_of_one_commit_keep_their_own_trace(self, opened: Any) -> None:
+        """Neighbours that are written together say each what its caller said: its trace, several events, or none."""
+        traces = ["", "00-a", "00-a", "00-b", "", "00-b"]
+        async with opened() as store:
+            results = await asyncio.gather(
+                *(
+                    store.append([draft(data=at)] * (at % 3), now_ms=NOW_MS, traceparent=trace)
+                    for at, trace in enumerate(traces * 3)
+                )
+            )
+            for at, (trace, result) in enumerate(zip(traces * 3, results, strict=True)):
+                events = [each.event for each in result.appended]
+                assert [(each.data, each.traceparent) for each in events] == [(at, trace)] * (at % 3)
+                assert result.fresh == at % 3
+
     # --- opening and closing -----------------------------------------------------------------------------------------
 
     async def test_a_clean_close_keeps_the_incarnation_and_everything_else(self, opened: Any) -> None:
