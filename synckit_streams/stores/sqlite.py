@@ -32,16 +32,16 @@ from synckit_streams.stores.ledger_store import Block, LedgerStore, Probe
 from synckit_streams.stores.models import SqliteTransaction
 from synckit_streams.stores.sqlite_facts import SqliteFacts
 from synckit_streams.stores.sqlite_places import SELECT_RUNS, PlaceRows, run_of
+from synckit_streams.stores.sqlite_rows import EventRows
 from synckit_streams.stores.sqlite_url import parse_url
-from synckit_streams.stores.tail import Tail
-from synckit_streams.sync.ledger import Changes, Fork, Ledger, Wants
+from synckit_streams.sync.ledger import Changes, Ledger, Wants
 
 WRITE_CACHE_KIB = 8_000
 READ_CACHE_KIB = 2_000
 CHECKPOINT_PAGES = 4_000
 """How long the WAL grows before its pages are brought to their place."""
 INDEX_EVENTS = 16_384
-"""After how many events they are brought, sorted, into the index by aggregate; until then they are in `tail`."""
+"""After how many events they are brought, sorted, into the index by aggregate; until then they are in a `Tail`."""
 
 
 class SqliteStore(LedgerStore):
@@ -80,7 +80,6 @@ class SqliteStore(LedgerStore):
             raise ConfigError(f"durability {durability!r} is unknown", hint='choose "full" or "normal"')
         super().__init__(str(self.path), threads=threads, probe=probe)
         self.features = StoreFeatures(durable=True, sql=True)
-        self.numbers: dict[Fork, int] = {}
         self.writer: sqlite3.Connection
         self._reader: sqlite3.Connection
         self._reads: Executor | None = None
@@ -88,9 +87,8 @@ class SqliteStore(LedgerStore):
         self._read_only = read_only
         self._busy_timeout_s = busy_timeout_s
         self._claim = None if read_only else FileClaim(self.path)
-        self.aggregate_hash = schema.AggregateHash(b"")
-        self.tail = Tail()
-        self._indexed = self._to_index = 0
+        self.rows: EventRows
+        self._aggregate_hash = schema.AggregateHash(b"")
 
     # --- opening and closing -----------------------------------------------------------------------------------------
 
@@ -195,7 +193,7 @@ class SqliteStore(LedgerStore):
         meta = dict(self.writer.execute("SELECT name, value FROM meta"))
         if "store" not in meta or "secret" not in meta:
             raise StoreCorrupt(f"{self.path} lacks its own identity")
-        self.id, self.aggregate_hash = meta["store"], schema.AggregateHash(meta["secret"])
+        self.id, self._aggregate_hash = meta["store"], schema.AggregateHash(meta["secret"])
 
     def _begin_life(self, opening: Opening, token: str) -> str:
         """Give a new file its identity; keep the last incarnation only if nobody touched the file since its close."""
@@ -216,10 +214,9 @@ class SqliteStore(LedgerStore):
         if own:
             self.writer.execute("BEGIN")
         try:
-            self.numbers = schema.load_ledger(self.writer, ledger, node)
-            self._indexed, self.tail = schema.load_tail(self.writer)
+            numbers = schema.load_ledger(self.writer, ledger, node)
+            self.rows = EventRows(self.writer, numbers, self._aggregate_hash, index_events=self.index_events)
             self._places = PlaceRows(self.writer)
-            self._to_index = self._indexed
         finally:
             if own and self.writer.in_transaction:
                 self.writer.execute("ROLLBACK")
@@ -252,7 +249,7 @@ class SqliteStore(LedgerStore):
     # --- writing -----------------------------------------------------------------------------------------------------
 
     def _facts(self, wants: Wants) -> SqliteFacts:
-        return SqliteFacts(self, wants)
+        return SqliteFacts(self.writer, self.rows, self.id, wants)
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -260,12 +257,9 @@ class SqliteStore(LedgerStore):
         try:
             yield
         except BaseException:
-            self._to_index = self._indexed
             self._end(commit=False)
             raise
         self._end(commit=True)
-        if self._to_index > self._indexed:
-            self._indexed, self.tail = self._to_index, Tail()
 
     def _begin(self) -> None:
         if self._read_only:
@@ -287,73 +281,16 @@ class SqliteStore(LedgerStore):
     def _handle(self, queue: CommitQueue, block: Block) -> Transaction:
         return SqliteTransaction(self.writer, queue, block, self._translate)
 
-    def _number(self, fork: Fork) -> int:
-        number = self.numbers.get(fork)
-        if number is None:
-            number = self.numbers[fork] = len(self.numbers) + 1
-        return number
-
-    def _write_rows(self, changes: Changes) -> None:
-        many = self.writer.executemany
-        aggregate_hash, id_hash, encode = self.aggregate_hash, schema.id_hash, schema.encode_event
-        if changes.removed:
-            positions = [(position,) for position in changes.removed]
-            many(schema.UNINDEX_EVENT, positions)
-            many("DELETE FROM events WHERE position = ?", positions)
-        if changes.rekeyed:
-            moved = changes.rekeyed.values()
-            many(schema.PARK_EVENT, [(row.position,) for row in moved])
-            many(
-                schema.MOVE_EVENT,
-                [
-                    (
-                        self._number((row.event.topic, row.event.origin)),
-                        row.event.seq,
-                        row.hash,
-                        encode(row.event),
-                        row.position,
-                    )
-                    for row in moved
-                ],
-            )
-        flat: list[Any] = []
-        late: list[tuple[int, int]] = []
-        topic = origin = ""
-        stream = 0
-        for row in changes.rows:
-            event, position = row.event, row.position
-            if event.origin != origin or event.topic != topic:
-                topic, origin = event.topic, event.origin
-                stream = self._number((topic, origin))
-            aggregate = aggregate_hash((topic, event.aggregate_id))
-            late.append((aggregate, position))
-            flat += (
-                position, stream, event.seq, id_hash(event.id), aggregate, event.at_packed, row.twin, row.hash,
-                row.body or encode(event),
-            )  # fmt: skip
-        self.tail.add(late)
-        # A hundred rows a statement: two thirds of the time of a statement a row, and few calls that want the GIL.
-        width = schema.EVENT_COLUMNS * schema.ROWS_TOGETHER
-        whole = len(flat) - len(flat) % width
-        for at in range(0, whole, width):
-            self.writer.execute(schema.INSERT_TOGETHER, flat[at : at + width])
-        width = schema.EVENT_COLUMNS
-        many(schema.INSERT_EVENT, [flat[at : at + width] for at in range(whole, len(flat), width)])
-        position = changes.rows[-1].position if changes.rows else 0
-        if position - self._indexed >= self.index_events:
-            self.writer.execute(schema.INDEX_EVENTS, (self._indexed,))
-            self.writer.execute("INSERT OR REPLACE INTO meta VALUES ('indexed', ?)", (position,))
-            self._to_index = position
-
     def _write(self, changes: Changes, origin: str) -> None:
         many = self.writer.executemany
+        rows = self.rows
         if changes.rows or changes.reused:
-            self._write_rows(changes)
+            rows.write(changes)
         if changes.streams:
             streams = self._ledger.streams
             many(
                 schema.UPSERT_STREAM,
-                [schema.stream_values(self._number(fork), fork, streams[fork[0]][fork[1]]) for fork in changes.streams],
+                [schema.stream_values(rows.number(fork), fork, streams[fork[0]][fork[1]]) for fork in changes.streams],
             )
         if origin:
             self.writer.execute("INSERT OR REPLACE INTO meta VALUES ('origin', ?)", (origin,))
@@ -445,13 +382,13 @@ class SqliteStore(LedgerStore):
     async def aggregate(self, topic: str, aggregate_id: str) -> Sequence[Event]:
         """See `EventStore`."""
         self._opened()
-        hash = self.aggregate_hash((topic, aggregate_id))
+        hash = self._aggregate_hash((topic, aggregate_id))
         # The tail first: what is brought into the index meanwhile is then found there.
         parameters: tuple[Any, ...] = (hash, hash)
         late = f"position > {schema.INDEXED}"
         if not self._read_only:
             late = "position IN (SELECT value FROM json_each(?))"
-            parameters = (hash, msgspec.json.encode(self.tail.positions(hash)).decode(), hash)
+            parameters = (hash, msgspec.json.encode(self.rows.tail.positions(hash)).decode(), hash)
         stored = await self._stored(
             "SELECT position, twin, body FROM events WHERE position IN (SELECT position FROM aggregates "
             f"WHERE aggregate = ? UNION SELECT position FROM events WHERE {late} AND aggregate = ?) ORDER BY position",
@@ -463,7 +400,7 @@ class SqliteStore(LedgerStore):
     async def aggregates(self, topic: str, *, after: str, limit: int) -> Sequence[str]:
         """See `EventStore`."""
         self._opened()
-        start = self.aggregate_hash((topic, after)) if after else -(2**63)
+        start = self._aggregate_hash((topic, after)) if after else -(2**63)
         rows = await self._rows(schema.AGGREGATES_PAGE, (topic, start, limit, topic, start, limit))
         found = dict(rows)
         return [schema.decode_event(found[hash]).aggregate_id for hash in sorted(found)[:limit]]

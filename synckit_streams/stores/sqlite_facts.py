@@ -4,85 +4,74 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
-from typing import Protocol
 
 import msgspec
 
 from synckit_streams.model.clock import Key
 from synckit_streams.model.event import Stored
 from synckit_streams.stores import sqlite_schema as schema
-from synckit_streams.stores.tail import Tail
+from synckit_streams.stores.sqlite_rows import EventRows
 from synckit_streams.sync.ledger import Fork, Known, Wants
 
 _encode_json = msgspec.json.Encoder().encode
 
 
-class Rows(Protocol):
-    """What of the store this needs."""
-
-    id: str
-    writer: sqlite3.Connection
-    numbers: dict[Fork, int]
-    tail: Tail
-    aggregate_hash: schema.AggregateHash
-
-
 class SqliteFacts:
     """The rows that a ledger wants, looked up in a few large queries; what was not foreseen costs one each."""
 
-    def __init__(self, store: Rows, wants: Wants) -> None:
-        self._store = store
+    def __init__(self, writer: sqlite3.Connection, rows: EventRows, log: str, wants: Wants) -> None:
+        self._execute = execute = writer.execute
+        self._rows = rows
+        self._log = log
         self._looked_up: set[Fork] = set()
         self._ids: dict[str, Stored | None] = {}
         self._keys: dict[Key, bytes | None] = dict.fromkeys(wants.keys)
         self._aggregates: dict[Fork, Known] = {}
-        execute = store.writer.execute
         if wants.ids:
             self._look_up_ids(wants.ids)
         spans: dict[Fork, list[int]] = {}
         for key in wants.keys:
             spans.setdefault((key.topic, key.origin), []).append(key.seq)
         for (topic, origin), numbers in spans.items():
-            stream = store.numbers.get((topic, origin))
+            stream = rows.numbers.get((topic, origin))
             for first, last in _spans(numbers):
-                rows = execute(
+                found = execute(
                     "SELECT seq, hash FROM events WHERE stream=? AND seq BETWEEN ? AND ?", (stream, first, last)
                 )
-                self._keys.update((Key(topic, origin, seq), hash) for seq, hash in rows)
+                self._keys.update((Key(topic, origin, seq), hash) for seq, hash in found)
         if wants.aggregates:
             self._look_up(wants.aggregates)
         self.nothing_known = not self._aggregates
 
     def _look_up_ids(self, ids: Sequence[str]) -> None:
         self._ids.update(dict.fromkeys(ids))
-        rows = self._store.writer.execute(
+        rows = self._execute(
             "SELECT position, twin, body FROM events WHERE id IN (SELECT value FROM json_each(?)) "
             "ORDER BY position DESC",
             (_encode_json([schema.id_hash(id) for id in ids]).decode(),),
         )
-        for stored in schema.stored_of(rows, self._store.id):
+        for stored in schema.stored_of(rows, self._log):
             if stored.event.id in self._ids:  # the last one that is entered here is the first in the log
                 self._ids[stored.event.id] = stored
 
     def _look_up(self, forks: Sequence[Fork]) -> None:
-        store = self._store
-        aggregate_hash = store.aggregate_hash
+        aggregate_hash = self._rows.aggregate_hash
         by_hash = {aggregate_hash(fork): fork for fork in forks}
         self._looked_up.update(forks)
-        rows = store.writer.execute(
+        rows = self._execute(
             "SELECT e.aggregate, e.stream, max(e.seq), max(e.at) FROM aggregates a JOIN events e USING (position) "
             "WHERE a.aggregate IN (SELECT value FROM json_each(?)) GROUP BY e.aggregate, e.stream",
             (_encode_json(list(by_hash)).decode(),),
         ).fetchall()
-        late = store.tail.positions_of(list(by_hash))
+        late = self._rows.tail.positions_of(by_hash)
         if late:
-            rows += store.writer.execute(
+            rows += self._execute(
                 "SELECT aggregate, stream, seq, at FROM events WHERE position IN (SELECT value FROM json_each(?))",
                 (_encode_json(late).decode(),),
             ).fetchall()
         if not rows:
             return
-        names = {number: origin for (_, origin), number in store.numbers.items()}
+        names = {number: origin for (_, origin), number in self._rows.numbers.items()}
         for hash, stream, seq, at in rows:
             known = self._aggregates.setdefault(by_hash[hash], Known({}, 0))
             origin = names[stream]
@@ -98,20 +87,20 @@ class SqliteFacts:
     def hash_of(self, key: Key) -> bytes | None:
         """See `Facts`."""
         if key not in self._keys:
-            rows = self._store.writer.execute(
+            rows = self._execute(
                 "SELECT hash FROM events WHERE stream=? AND seq=?",
-                (self._store.numbers.get((key.topic, key.origin)), key.seq),
+                (self._rows.numbers.get((key.topic, key.origin)), key.seq),
             ).fetchall()
             self._keys[key] = rows[0][0] if rows else None
         return self._keys[key]
 
     def by_key(self, key: Key) -> tuple[Stored, bytes] | None:
         """See `Facts`."""
-        rows = self._store.writer.execute(
+        rows = self._execute(
             "SELECT position, twin, body, hash FROM events WHERE stream=? AND seq=?",
-            (self._store.numbers.get((key.topic, key.origin)), key.seq),
+            (self._rows.numbers.get((key.topic, key.origin)), key.seq),
         ).fetchall()
-        return (schema.stored_of([rows[0][:3]], self._store.id)[0], rows[0][3]) if rows else None
+        return (schema.stored_of([rows[0][:3]], self._log)[0], rows[0][3]) if rows else None
 
     def aggregate(self, fork: Fork) -> Known | None:
         """See `Facts`."""

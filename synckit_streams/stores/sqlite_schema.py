@@ -15,7 +15,6 @@ from synckit_streams.errors import SchemaNewer, StoreBusy, StoreCorrupt, StoreEr
 from synckit_streams.model.clock import Key
 from synckit_streams.model.codec import node_of
 from synckit_streams.model.event import Event, Stored
-from synckit_streams.stores.tail import Tail
 from synckit_streams.sync.ledger import Fork, Ledger, Stream
 
 APPLICATION_ID = 0x534B5331
@@ -236,11 +235,3 @@ def load_ledger(connection: sqlite3.Connection, ledger: Ledger, node: str) -> di
     for hash, raw in connection.execute("SELECT hash, event FROM held"):
         ledger.load_held(decode_event(raw), hash)
     return numbers
-
-
-def load_tail(connection: sqlite3.Connection) -> tuple[int, Tail]:
-    """Up to which position the index by aggregate reaches, and what is beyond it."""
-    found = connection.execute("SELECT value FROM meta WHERE name = 'indexed'").fetchone()
-    indexed: int = found[0] if found else 0
-    rows = connection.execute("SELECT aggregate, position FROM events WHERE position > ? ORDER BY position", (indexed,))
-    return indexed, Tail(rows.fetchall())

@@ -6,7 +6,8 @@ the writer asks for one, or when they become many. Whoever else asks looks throu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable
 
 PAIRS_UNSORTED_MAX = 2_000
 
@@ -18,12 +19,12 @@ class Tail:
         pairs: The hash of an aggregate and the position of an event of it, in the order of the log.
     """
 
-    def __init__(self, pairs: Sequence[tuple[int, int]] = ()) -> None:
-        self._sorted: dict[int, int | list[int]] = {}
+    def __init__(self, pairs: Iterable[tuple[int, int]] = ()) -> None:
+        self._sorted: defaultdict[int, list[int]] = defaultdict(list)
         self._unsorted: list[tuple[int, int]] = []
         self.add(pairs)
 
-    def add(self, pairs: Sequence[tuple[int, int]]) -> None:
+    def add(self, pairs: Iterable[tuple[int, int]]) -> None:
         """The events of one commit."""
         self._unsorted.extend(pairs)
         if len(self._unsorted) > PAIRS_UNSORTED_MAX:
@@ -33,30 +34,16 @@ class Tail:
         """Of the events of one aggregate; perhaps one twice. From any thread."""
         # The unsorted ones first: what is sorted meanwhile is then found in the dictionary.
         late = [position for hash, position in self._unsorted if hash == aggregate]
-        return _listed(self._sorted.get(aggregate)) + late
+        return [*self._sorted.get(aggregate, ()), *late]
 
-    def positions_of(self, aggregates: Sequence[int]) -> list[int]:
+    def positions_of(self, aggregates: Iterable[int]) -> list[int]:
         """Of the events of many aggregates. From the writer's thread only."""
         self._sort()
         found = self._sorted
-        return [position for hash in aggregates if hash in found for position in _listed(found[hash])]
+        return [position for hash in aggregates if hash in found for position in found[hash]]
 
     def _sort(self) -> None:
-        pairs, found = self._unsorted, self._sorted
-        new: dict[int, int | list[int]] = dict(pairs)
-        if len(new) == len(pairs) and found.keys().isdisjoint(new):  # a bulk load
-            found.update(new)
-        else:
-            for aggregate, position in pairs:
-                before = found.get(aggregate)
-                if before is None:
-                    found[aggregate] = position
-                elif isinstance(before, int):
-                    found[aggregate] = [before, position]
-                else:
-                    before.append(position)
+        found = self._sorted
+        for aggregate, position in self._unsorted:
+            found[aggregate].append(position)
         self._unsorted = []
-
-
-def _listed(found: int | list[int] | None) -> list[int]:
-    return [] if found is None else [found] if isinstance(found, int) else found

@@ -481,8 +481,9 @@ def test_another_process_finds_no_token_of_a_store_that_is_open(tmp_path: Path) 
 
 async def test_a_page_costs_the_same_wherever_it_is(tmp_path: Path) -> None:
     """No query that readers repeat scans or sorts the whole log: asked of SQLite's own plan."""
-    async with opened(SqliteStore(f"sqlite:///{tmp_path}/till.db")) as store:
-        store.index_events = 100
+    store = SqliteStore(f"sqlite:///{tmp_path}/till.db")
+    store.index_events = 100
+    async with opened(store):
         for _ in range(3):
             await store.append([draft(f"o-{n}", topic=("orders", "stock")[n % 2]) for n in range(150)], now_ms=NOW_MS)
     async with (
