@@ -139,6 +139,19 @@ def test_the_core_imports_where_no_extra_is_installed(name: str) -> None:
     run(sys.executable, "-c", CORE_ONLY, ",".join(OPTIONAL), name)
 
 
+def test_a_contract_suite_without_its_tools_says_what_to_install() -> None:
+    """`synckit_streams.testing` itself is part of every installation; pytest and hypothesis are not."""
+    ask = "__import__('synckit_streams.testing', fromlist=['StoreContract'])"
+    code = CORE_ONLY + f"try: {ask}.StoreContract\nexcept Exception as error: print(type(error).__name__, error)"
+    said = run(sys.executable, "-c", code, "pytest,hypothesis", "synckit_streams.testing")
+    assert said.startswith("MissingDependency")
+    assert "pip install 'synckit-streams[test]'" in said
+    import synckit_streams.testing as testing
+
+    assert {name for name in testing.__all__ if getattr(testing, name).__name__ == name} == set(testing.__all__)
+    assert set(testing.__all__) <= set(dir(testing))
+
+
 def test_an_import_of_the_core_touches_no_optional_library_that_is_installed() -> None:
     """Also where an extra is installed: an import that is not needed costs every start of every command."""
     loaded = run(

@@ -2,7 +2,7 @@
 
 ```python
 import pytest
-from synckit_streams.testing.connector_contract import ConnectorContract
+from synckit_streams.testing import ConnectorContract
 
 
 class TestMyConnector(ConnectorContract):

@@ -6,7 +6,7 @@ import pytest
 
 from synckit_streams.errors import ConfigError
 from synckit_streams.stores.memory import MemoryStore
-from synckit_streams.testing.store_contract import StoreContract
+from synckit_streams.testing import StoreContract
 from tests.stores.media import MemoryMedia
 
 
