@@ -27,7 +27,7 @@ SyncKitError(code, retryable, hint)
 │  ├─ Unavailable SK401         cannot be reached (retryable)
 │  ├─ Timeout SK402             reached, but no answer in time (retryable)
 │  ├─ Rejected SK403            the broker refused what we asked
-│  └─ Unauthorised SK404        wrong or missing credentials
+│  └─ Unauthorised SK404        wrong or missing credentials (retryable)
 └─ HandlerError SK500           the user's code raised
    └─ ProjectionFailed SK501    a projection raised; its offset did not move
 ```
@@ -116,6 +116,7 @@ class TooLarge(WireError):
     """Above a limit of the protocol; the limits are the same on every node."""
 
     code = "SK203"
+    default_hint = "see docs/reference/limits.md; keep what is large elsewhere, and put a reference into the event"
 
 
 class PayloadUndecodable(WireError):
@@ -191,6 +192,7 @@ class CauseUnknown(StoreError):
     """A draft names a cause (`context` or `after`) that this store has never seen."""
 
     code = "SK308"
+    default_hint = "take contexts and keys from events that this node has read; sync first if they are another one's"
 
 
 class SchemaNewer(StoreError):
@@ -219,12 +221,14 @@ class Timeout(ConnectorError):
 
     code = "SK402"
     retryable = True
+    default_hint = "try again, with a larger timeout_s on a slow line; what was not read back is sent again"
 
 
 class Rejected(ConnectorError):
     """The broker refused the request."""
 
     code = "SK403"
+    default_hint = "what was written is safe in the store: change what the broker objects to, and sync again"
 
 
 class Unauthorised(ConnectorError):
@@ -239,9 +243,11 @@ class HandlerError(SyncKitError):
     """The user's code raised; the cause is chained."""
 
     code = "SK500"
+    default_hint = "the original exception is the __cause__ of this one"
 
 
 class ProjectionFailed(HandlerError):
     """A projection raised; its offset did not move and nothing it wrote was kept."""
 
     code = "SK501"
+    default_hint = "its offset has not moved: put it right, and it goes on from there"

@@ -120,8 +120,7 @@ class Projector:
             raise  # not the projection's doing
         except Exception as error:
             raise ProjectionFailed(
-                f"the projection {projection.name!r} raised {type(error).__name__}: {error}",
-                hint="its offset has not moved: put it right and it goes on from there",
+                f"the projection {projection.name!r} raised {type(error).__name__}: {error}"
             ) from error
 
     async def _changes(
