@@ -30,7 +30,7 @@ from zlib import crc32
 import msgspec
 
 from synckit_streams.errors import ConfigError, ConnectorError, FeatureUnsupported, Rejected, TooLarge, Unavailable
-from synckit_streams.ports.connector import Announced, Bounds, Delivery, Features, Lag, Message
+from synckit_streams.ports.connector import ID_CHARS_MAX, Announced, Bounds, Delivery, Features, Lag, Message
 
 PARTITIONS_MAX = 256
 BYTES_MAX = 8 * 1024 * 1024
@@ -476,6 +476,8 @@ class MemoryConnector:
 
     async def announce(self, topic: str, node: str, body: bytes) -> None:
         """See `Connector.announce`."""
+        if len(body) > self.bytes_max:
+            raise TooLarge(f"a digest of {len(body)} bytes; {self.url} takes {self.bytes_max}")
         (await self._enter())._announce(topic, node, body)
 
     @asynccontextmanager
@@ -519,12 +521,16 @@ class MemoryConnector:
         # As strict as any broker's wire, so that what runs here runs there.
         headers = message.headers
         text = "".join(headers.values())
+        told = message.id + text
         names = tuple(headers)
         names_size = _good_names.get(names, 0)
-        if not (names_size and text.isascii() and text.isprintable() and " " not in text):
+        if not (names_size and told.isascii() and told.isprintable() and " " not in told):
+            _check_id(message.id)
             names_size = _check_headers(message)  # one by one
             if len(_good_names) < GOOD_NAMES_MAX:
                 _good_names[names] = names_size
+        if len(message.id) > ID_CHARS_MAX:
+            _check_id(message.id)
         size = len(message.body) + len(text) + names_size
         if size > self.bytes_max:
             raise TooLarge(f"message {message.id!r} has {size} bytes; {self.url} takes {self.bytes_max}")
@@ -534,11 +540,22 @@ _good_names: dict[tuple[str, ...], int] = {}
 """The header names of messages that passed, and how many bytes they take."""
 
 
+def _check_id(id: str) -> None:
+    if len(id) > ID_CHARS_MAX or not _carried(id):
+        raise Rejected(
+            f"message id {id[:ID_CHARS_MAX]!r} is one that not every broker can carry",
+            hint=f"at most {ID_CHARS_MAX} characters of printable ASCII without blanks around them",
+        )
+
+
+def _carried(text: str) -> bool:
+    return text.isascii() and text.isprintable() and text == text.strip()
+
+
 def _check_headers(message: Message) -> int:
     size = 0
     for name, value in message.headers.items():
-        printable = value.isascii() and value.isprintable() and value == value.strip()
-        if not printable or not HEADER_NAME.fullmatch(name):
+        if not _carried(value) or not HEADER_NAME.fullmatch(name):
             raise Rejected(
                 f"message {message.id!r} has a header {name!r} that not every broker can carry",
                 hint="a name of letters, digits and -._, a value in printable ASCII without blanks around it",

@@ -52,7 +52,7 @@ from synckit_connectors.nats_wire import (
     wants_tls_context,
 )
 from synckit_streams.errors import ConnectorError, FeatureUnsupported, Rejected, Timeout, TooLarge, Unavailable
-from synckit_streams.ports.connector import Announced, Bounds, Delivery, Features, Lag, Message
+from synckit_streams.ports.connector import ID_CHARS_MAX, Announced, Bounds, Delivery, Features, Lag, Message
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
@@ -72,7 +72,6 @@ LINGER_S = 0.02
 DIGEST_STREAM = "skd"
 OVERHEAD_BYTES = 256
 """Kept free in each message for what NATS and we add: the header's first line, and `Nats-Msg-Id`."""
-ID_CHARS_MAX = 200
 GOOD_NAMES_MAX = 1000
 NODE_HEADER = "Synckit-Node"
 
@@ -713,7 +712,10 @@ class NatsConnector:
                 hint="raise max_payload in the server's configuration",
             )
         if len(message.id) > ID_CHARS_MAX or not _carried(message.id):
-            raise Rejected(f"message id {message.id[:ID_CHARS_MAX]!r} is too long or not printable ASCII")
+            raise Rejected(
+                f"message id {message.id[:ID_CHARS_MAX]!r} is one that NATS cannot carry",
+                hint=f"at most {ID_CHARS_MAX} characters of printable ASCII without blanks around them",
+            )
         sent = {"Nats-Msg-Id": message.id, **headers} if message.id else dict(headers)
         subject = _subjects(stream)[0][:-1] + _hash(message.partition_key)
         return Outgoing(message.id, subject, sent, message.body, size)

@@ -644,7 +644,7 @@ def _no_tls(address: Address) -> Unauthorised:
 
 def not_open(address: Address) -> ConnectorError:
     return ConnectorError(
-        f"the connector to {address} is not open", hint="call open() first, and nothing after close()"
+        f"the connector to {address} is not open", hint="call open() first, and nothing but open() after close()"
     )
 
 

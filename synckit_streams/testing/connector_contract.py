@@ -27,8 +27,8 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 
-from synckit_streams.errors import ConnectorError, FeatureUnsupported, Rejected, SyncKitError
-from synckit_streams.ports.connector import Announced, Connector, Delivery, Message
+from synckit_streams.errors import ConnectorError, FeatureUnsupported, Rejected, SyncKitError, TooLarge
+from synckit_streams.ports.connector import ID_CHARS_MAX, Announced, Connector, Delivery, Message
 
 DEADLINE_S = 30.0
 """Nothing here takes that long; whoever waits longer waits for ever."""
@@ -146,6 +146,16 @@ class ConnectorContract:
             assert all(each.first == each.end for each in (await connector.bounds(topic)).values())
             await connector.send(topic, [message(body=b"next")])
             assert bodies(await read(connector, topic, 1)) == [b"next"]
+
+    @pytest.mark.parametrize("id", ["x" * (ID_CHARS_MAX + 1), "a\r\nb", "é", " a", "a ", "\x7f"])
+    async def test_an_id_that_cannot_be_carried_is_refused(self, factory: Factory, topic: str, id: str) -> None:
+        """Nor is an id changed: what comes back has the id that was sent, and its fingerprint depends on it."""
+        async with opened(factory) as connector:
+            with pytest.raises(Rejected):
+                await connector.send(topic, [message(body=b"before"), Message(id, "k", {}, b"")])
+            longest = "a b~" + "x" * (ID_CHARS_MAX - 4)
+            await connector.send(topic, [Message(longest, "k", {}, b""), Message("", "k", {}, b"none")])
+            assert sorted(each.message.id for each in await read(connector, topic, 2)) == ["", longest]
 
     async def test_a_large_message_arrives(self, factory: Factory, topic: str) -> None:
         """A message of exactly `bytes_max`, headers included, is carried."""
@@ -545,6 +555,22 @@ class ConnectorContract:
                         await call
             await never.close()
 
+    async def test_opening_an_open_connector_changes_nothing(self, factory: Factory, topic: str) -> None:
+        """Whoever meets opens first, each time: readers and listeners go on, and so does what waits in them."""
+        async with (
+            opened(factory) as connector,
+            connector.receive(topic, group=None, start={}, batch_max=10) as batches,
+            connector.listen(topic) as announcements,
+        ):
+            assert await anext(announcements) == Announced("", b"", 0.0)
+            waiting = asyncio.ensure_future(anext(batches)), asyncio.ensure_future(anext(announcements))
+            for _ in range(3):
+                await connector.open()
+            await connector.send(topic, [message(body=b"1")])
+            await connector.announce(topic, "a", b"digest")
+            assert bodies(await waiting[0]) == [b"1"]
+            assert await waiting[1] == Announced("a", b"digest", 0.0)
+
     async def test_it_can_be_opened_again(self, factory: Factory, topic: str) -> None:
         """A closed connector may be opened again, and finds the same log."""
         connector = factory()
@@ -592,6 +618,14 @@ class ConnectorContract:
                 assert sorted(bodies(await read(connector, topic, 2))) == [b"again", b"first"]
 
     # -------------------------------------------------------------------------------------------------------- digests
+
+    async def test_a_digest_that_is_too_large_is_refused(self, factory: Factory, topic: str) -> None:
+        """It is a clear error, and the last one stands."""
+        async with opened(factory) as connector:
+            await connector.announce(topic, "a", b"1")
+            with pytest.raises(TooLarge):
+                await connector.announce(topic, "a", b"x" * (connector.features.bytes_max + 1))
+            assert (await heard(connector, topic))["a"].body == b"1"
 
     async def test_the_last_digest_of_each_node_is_kept(self, factory: Factory, topic: str) -> None:
         """Whoever listens first hears the last one of every node with its age, and then the marker."""
