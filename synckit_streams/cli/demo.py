@@ -21,7 +21,7 @@ from synckit_streams.cli.story import Ending, Story
 from synckit_streams.cli.terminal import JsonFlag, carry_out, plain_markup, results, show_json
 from synckit_streams.errors import ConfigError
 from synckit_streams.runtime.registry import connector_for
-from synckit_streams.testing.brokers import NatsServer
+from synckit_streams.testing.brokers import NatsServer, RedisServer, Server
 
 
 def demo(
@@ -29,17 +29,16 @@ def demo(
         Path | None, typer.Option("--keep", metavar="DIR", help="Leave the offices' stores here.", show_default=False)
     ] = None,
     connector: Annotated[
-        str | None,
+        str,
         typer.Option(
             "--connector",
-            metavar="URL",
-            help="A broker to use, and not a nats-server of the demo's own; memory:// needs none.",
-            show_default=False,
+            metavar="NAME|URL",
+            help="nats, redis or memory: of the demo's own. Or the URL of a broker that is there.",
         ),
-    ] = None,
+    ] = "nats",
     json: JsonFlag = False,
 ) -> None:
-    """Three offices edit one register of airports while offline, meet over a real nats-server, and agree.
+    """Three offices edit one register of airports while offline, meet over a real broker, and agree.
 
     3,376 real airports are split over three nodes with a SQLite store each. They are never all online together; two of
     them edit the same airports while offline; the server is killed and comes back. At the end you see who had what, the
@@ -49,12 +48,13 @@ def demo(
 
       $ synckit demo
       $ synckit demo --keep offices && synckit log --store sqlite:///offices/west.db
-      $ synckit demo --connector memory:// --json
+      $ synckit demo --connector redis
+      $ synckit demo --connector memory --json
     """
     carry_out(lambda: _run(keep, connector, json=json), json=json)
 
 
-async def _run(keep: Path | None, connector: str | None, *, json: bool) -> int:
+async def _run(keep: Path | None, connector: str, *, json: bool) -> int:
     console = Console(quiet=True) if json else results()
     async with AsyncExitStack() as stack:
         directory = _directory(stack, keep)
@@ -127,28 +127,35 @@ class Broker(NamedTuple):
 
     url: str
     topic: str
-    server: NatsServer | None
+    server: Server | None
     name: str
 
 
+SERVERS: dict[str, tuple[type[NatsServer] | type[RedisServer], str]] = {
+    "nats": (NatsServer, "a real NATS JetStream server"),
+    "redis": (RedisServer, "a real Redis server"),
+}
+
+
 @asynccontextmanager
-async def meeting_place(connector: str | None) -> AsyncIterator[Broker]:
+async def meeting_place(connector: str) -> AsyncIterator[Broker]:
     """A server of our own, or somebody's broker, in which the demo keeps to a topic of its own.
 
     Raises:
-        MissingDependency: there is no nats-server; the hint is the command that brings one.
+        MissingDependency: there is no such server; the hint is the command that brings one.
     """
-    if connector is None:
-        server = NatsServer()
+    if connector in SERVERS:
+        kind, name = SERVERS[connector]
+        server = kind()
         await asyncio.to_thread(server.start)
         try:
-            yield Broker(server.url, "airports", server, "a real NATS JetStream server")
+            yield Broker(server.url, "airports", server, name)
         finally:
             await asyncio.to_thread(server.close)
         return
     run = secrets.token_hex(4)
-    scheme, _, name = connector.partition("://")
-    if scheme == "memory" and not name:
+    scheme = connector.partition("://")[0]
+    if connector in ("memory", "memory://"):
         connector = f"memory://demo-{run}"
     # A broker in memory is there as long as somebody is on it, and between two scenes no office is.
     anchor = connector_for(connector)

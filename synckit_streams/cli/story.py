@@ -23,7 +23,7 @@ from synckit_streams.model.event import Draft
 from synckit_streams.ports.telemetry import Detail, Observer, Published
 from synckit_streams.runtime.node import SyncNode
 from synckit_streams.sync.conflict import Resolution, conflict_of, resolve
-from synckit_streams.testing.brokers import NatsServer
+from synckit_streams.testing.brokers import Server
 
 MEETINGS_MAX = 20
 """How often an office tries to meet the others before the demo gives up."""
@@ -93,7 +93,7 @@ class Story:
         server: The broker, if it is ours to kill.
     """
 
-    def __init__(self, directory: Path, url: str, topic: str, server: NatsServer | None) -> None:
+    def __init__(self, directory: Path, url: str, topic: str, server: Server | None) -> None:
         self.stores = {office: directory / f"{office}.db" for office in OFFICES}
         self.register = {airport["iata"]: airport for airport in offices.airports()}
         self.written: dict[str, bytes] = {}
@@ -171,7 +171,7 @@ class Story:
     async def _count(self, node: SyncNode) -> None:
         self._events[node.node_id] = len((await node.store.summary(self._topic)).seen)
 
-    async def _meet(self, *names: str, accident: NatsServer | None = None) -> None:
+    async def _meet(self, *names: str, accident: Server | None = None) -> None:
         """Online, until these offices hold the same."""
         under_way = UnderWay()
         async with AsyncExitStack() as stack:
@@ -234,7 +234,7 @@ class UnderWay:
             self.sent.set()
 
 
-async def _kill_and_restart(server: NatsServer, under_way: UnderWay) -> None:
+async def _kill_and_restart(server: Server, under_way: UnderWay) -> None:
     await under_way.sent.wait()
     await asyncio.to_thread(server.kill)
     await asyncio.sleep(DOWN_S)

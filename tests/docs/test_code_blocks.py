@@ -10,7 +10,7 @@ How to write a page:
   A command without lines below it may print what it likes. A command must succeed, unless it prints `error SK…`.
 - Below a Python block, a ```` ```text ```` block that begins with `# prints` is what it printed, by the same rules.
 - Commands that need a network or another program (`SHOWN`) are only shown.
-- `nats://127.0.0.1:4222` is a real server, of the page's own.
+- `nats://127.0.0.1:4222` and `redis://127.0.0.1:6379` are real servers, of the page's own.
 """
 
 from __future__ import annotations
@@ -32,13 +32,16 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from synckit_streams.testing.brokers import NatsServer
+from synckit_streams.testing.brokers import NatsServer, RedisServer, Server
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PIPE_CLOSED = 141
-SHOWN = ("make", "pip", "nats", "nats-server")
-SERVER = "nats://127.0.0.1:4222"
+SHOWN = ("make", "pip", "nats", "nats-server", "redis-cli", "redis-server")
+SERVERS: dict[str, type[NatsServer] | type[RedisServer]] = {
+    "nats://127.0.0.1:4222": NatsServer,
+    "redis://127.0.0.1:6379": RedisServer,
+}
 
 # What a page takes for granted, where that would only stand in its way.
 GRANTED = {
@@ -111,14 +114,15 @@ class Page:
         self.directory = directory
         self.names: dict[str, Any] = {"__name__": "__page__"}
         self.runner = asyncio.Runner()
-        self.server: NatsServer | None = None
+        self.servers: dict[str, Server] = {}
 
     def run(self) -> int:
         """Everything; gives how many blocks and commands ran."""
         ran = 0
         printed = ""
-        if SERVER in self.path.read_text(encoding="utf-8"):
-            self.server = NatsServer().start()
+        for url, kind in SERVERS.items():
+            if url in self.path.read_text(encoding="utf-8"):
+                self.servers[url] = kind().start()
         if self.name in GRANTED:
             self.python(Block("python", 1, GRANTED[self.name]))
         for block in blocks(self.path):
@@ -133,12 +137,16 @@ class Page:
         return ran
 
     def local(self, text: str) -> str:
-        """With the page's own server."""
-        return text.replace(SERVER, self.server.url) if self.server is not None else text
+        """With the page's own servers."""
+        for url, server in self.servers.items():
+            text = text.replace(url, server.url)
+        return text
 
     def shown(self, printed: str) -> str:
         """As the page would show it."""
-        return printed.replace(self.server.url, SERVER) if self.server is not None else printed
+        for url, server in self.servers.items():
+            printed = printed.replace(server.url, url)
+        return printed
 
     def python(self, block: Block) -> str:
         """Run it; gives what it printed."""
@@ -182,8 +190,8 @@ class Page:
         for value in self.names.values():
             if isinstance(value, sqlite3.Connection):
                 value.close()  # `with` ends its transaction, and leaves it open
-        if self.server is not None:
-            self.server.close()
+        for server in self.servers.values():
+            server.close()
 
 
 async def _awaited(code: Any, names: dict[str, Any]) -> None:

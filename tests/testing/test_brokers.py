@@ -14,9 +14,10 @@ from pathlib import Path
 import nats
 import nats.errors
 import pytest
+import redis
 
 from synckit_streams.errors import ConfigError, ConnectorError, MissingDependency
-from synckit_streams.testing.brokers import NatsServer, find_binary
+from synckit_streams.testing.brokers import NatsServer, RedisServer, find_binary, find_redis
 
 
 async def publish(url: str, texts: list[str]) -> None:
@@ -267,3 +268,35 @@ def test_a_named_server_is_taken_before_a_local_one(nats_server: NatsServer, tmp
         check=False,
     )
     assert "1 passed" in run.stdout, run.stdout
+
+
+@pytest.mark.parametrize("end", [RedisServer.stop, RedisServer.kill])
+def test_a_redis_server_comes_back_on_its_port_with_its_data(
+    tmp_path: Path, end: Callable[[RedisServer], None]
+) -> None:
+    """Redis or Valkey, with a password, a file of appended commands, and settings of one's own."""
+    with RedisServer(tmp_path, password='p w"x', options={"databases": "3"}) as server:
+        client = redis.Redis.from_url(server.url)
+        client.set("kept", "yes")
+        assert [
+            value.decode() if isinstance(value, bytes) else value for value in client.config_get("databases").values()
+        ] == ["3"]
+        client.close()
+        before = server.url
+        end(server)
+        assert not server.running
+        server.restart()
+        assert server.url == before
+        client = redis.Redis.from_url(server.url)
+        assert client.get("kept") == b"yes"
+        client.close()
+    assert not server.running
+
+
+def test_a_redis_server_is_found_in_its_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no other one is, the one that `embedded` brings."""
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr("sys.executable", "/nowhere/python")
+    found = find_redis()
+    assert found is not None
+    assert found.name == "valkey-server"

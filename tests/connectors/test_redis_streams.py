@@ -1,0 +1,288 @@
+"""The Redis connector against a real server: the contract, and what is Redis's own."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis.asyncio
+
+from synckit_connectors.redis_streams import RedisConnector
+from synckit_streams.errors import ConfigError, Rejected, SyncKitError, TooLarge, Unauthorised, Unavailable
+from synckit_streams.ports.connector import Announced, Message
+from synckit_streams.testing.brokers import RedisServer
+from synckit_streams.testing.connector_contract import ConnectorContract, Factory, bodies, heard, messages, read
+
+DEADLINE_S = 30.0
+
+
+class TestRedisConnector(ConnectorContract):
+    """The contract, on a real server."""
+
+    @pytest.fixture
+    def connector_factory(self, redis_url: str) -> Factory:
+        return lambda: RedisConnector(redis_url)
+
+
+async def plain(url: str, work: Callable[[redis.asyncio.Redis], Awaitable[Any]]) -> Any:
+    """Do something as anybody's Redis client does."""
+    client = redis.asyncio.Redis.from_url(url)
+    try:
+        return await work(client)
+    finally:
+        await client.aclose()
+
+
+async def test_any_client_can_read_an_entry(redis_url: str) -> None:
+    """A field for each header, the body under `data`, and ids that count."""
+    connector = RedisConnector(redis_url)
+    await connector.open()
+    await connector.send("plain topic", [Message("m-1", "o-1", {"ce-type": "order.placed"}, b'{"n":1}')] * 2)
+    await connector.close()
+    entries = await plain(redis_url, lambda client: client.xrange("sk:{plain%20topic}"))
+    assert [id for id, _ in entries] == [b"0-1", b"0-2"]
+    assert entries[0][1] == {b"sk-id": b"m-1", b"sk-key": b"o-1", b"ce-type": b"order.placed", b"data": b'{"n":1}'}
+
+
+async def test_entries_of_another_writer_are_refused_with_a_hint(redis_url: str) -> None:
+    """Their ids are times, and ours would have to be before them."""
+    await plain(redis_url, lambda client: client.xadd("sk:{foreign}", {"a": "b"}))
+    connector = RedisConnector(redis_url)
+    await connector.open()
+    for call in (
+        connector.bounds("foreign"),
+        connector.send("foreign", messages(2)),
+        connector.lag("foreign", group=None, start={}),
+    ):
+        with pytest.raises(Rejected, match="another writer") as refused:
+            await call
+        assert refused.value.hint
+    await connector.close()
+
+
+async def test_an_entry_that_is_not_ours_is_read_as_it_is(redis_url: str) -> None:
+    """Whatever fields and bytes it has; the core sets it aside."""
+    await plain(redis_url, lambda client: client.xadd("sk:{strange}", {b"\xff": b"\xfe", "x": "y"}, id="0-1"))
+    connector = RedisConnector(redis_url)
+    await connector.open()
+    (delivery,) = await read(connector, "strange", 1)
+    assert (delivery.message.id, delivery.message.body, delivery.message.headers["x"]) == ("", b"", "y")
+    await connector.close()
+
+
+async def test_messages_that_were_deleted_by_hand_are_passed_over(redis_url: str) -> None:
+    """Also the last ones: whoever reads comes to an end."""
+    connector = RedisConnector(redis_url)
+    await connector.open()
+    await connector.send("holes", messages(6))
+    await plain(redis_url, lambda client: client.xdel("sk:{holes}", "0-1", "0-3", "0-6"))
+    (bounds,) = (await connector.bounds("holes")).values()
+    assert (bounds.first, bounds.end) == (2, 6)
+    assert [each.position for each in await read(connector, "holes", 3)] == [2, 4, 5]
+    await plain(redis_url, lambda client: client.xtrim("sk:{holes}", maxlen=0))
+    (bounds,) = (await connector.bounds("holes")).values()
+    assert bounds.first == bounds.end == 7
+    assert await connector.send("holes", messages(1)) == {0: 7}
+    await connector.close()
+
+
+async def test_a_stream_that_is_made_anew_has_another_identity(redis_url: str) -> None:
+    """Whether it is the next message that makes it, or the next look."""
+    connector = RedisConnector(redis_url)
+    await connector.open()
+    found = set()
+    for again in range(3):
+        await connector.send("anew", messages(2))
+        found.add((await connector.bounds("anew"))[0].identity)
+        await plain(redis_url, lambda client: client.delete("sk:{anew}"))
+        if again:
+            found.add((await connector.bounds("anew"))[0].identity)
+            await plain(redis_url, lambda client: client.delete("sk:{anew}"))
+    assert len(found) == 5
+    await connector.close()
+
+
+@pytest.mark.parametrize("what", ["deleted", "flushed", "rewritten"])
+async def test_a_reader_is_told_when_its_log_is_another_one(redis_url: str, what: str) -> None:
+    """It would wait for ever, or go on in the middle of something else."""
+    connector, topic = RedisConnector(redis_url), f"lost-{what}"
+    key = f"sk:{{{topic}}}"
+    await connector.open()
+    await connector.send(topic, messages(5))
+    async with connector.receive(topic, group=None, start={}, batch_max=10) as batches:
+        assert len(await anext(batches)) == 5
+        if what == "deleted":
+            await plain(redis_url, lambda client: client.delete(key))
+        elif what == "flushed":
+            await plain(redis_url, lambda client: client.delete(key, f"{key}:id", f"{key}:digests"))
+        else:  # put back to an earlier state, in which it was shorter, and written again
+            await plain(redis_url, lambda client: client.delete(key))
+            await plain(redis_url, lambda client: client.xadd(key, {"data": "else"}, id="0-5"))
+        with pytest.raises(Unavailable):
+            async with asyncio.timeout(DEADLINE_S):
+                await anext(batches)
+    await connector.close()
+
+
+async def test_a_server_that_is_killed_and_comes_back_is_read_on(redis_server: RedisServer) -> None:
+    """Readers and listeners that wait, and a send in between, go on by themselves."""
+    redis_server.appendfsync = "always"
+    await asyncio.to_thread(redis_server.restart)
+    connector = RedisConnector(redis_server.url)
+    await connector.open()
+    assert connector.features.durable
+    await connector.send("orders", messages(3))
+    await connector.announce("orders", "a", b"1")
+    async with (
+        asyncio.timeout(DEADLINE_S),
+        connector.receive("orders", group=None, start={}, batch_max=10) as batches,
+        connector.listen("orders") as announcements,
+    ):
+        assert len(await anext(batches)) == 3
+        assert [(await anext(announcements)).node for _ in range(2)] == ["a", ""]
+        reading, listening = asyncio.ensure_future(anext(batches)), asyncio.ensure_future(anext(announcements))
+        await asyncio.sleep(0)
+        await asyncio.to_thread(redis_server.kill)
+        sending = asyncio.ensure_future(connector.send("orders", [Message("m", "k", {}, b"after")]))
+        await asyncio.sleep(0)
+        await asyncio.to_thread(redis_server.start)
+        assert await sending == {0: 4}
+        assert bodies(await reading) == [b"after"]
+        again = await listening
+        assert (again.node, again.body) == ("a", b"1")
+        assert await anext(announcements) == Announced("", b"", 0.0)
+    await connector.close()
+
+
+async def test_a_server_that_stays_away_is_unavailable(redis_server: RedisServer) -> None:
+    """After `timeout_s` for whoever was at work, at once for whoever opens."""
+    connector = RedisConnector(redis_server.url, timeout_s=0.3)
+    await connector.open()
+    async with connector.receive("orders", group=None, start={}, batch_max=10) as batches:
+        reading = asyncio.ensure_future(anext(batches))
+        await asyncio.sleep(0)
+        await asyncio.to_thread(redis_server.kill)
+        async with asyncio.timeout(DEADLINE_S):
+            with pytest.raises(Unavailable):
+                await reading
+            with pytest.raises(Unavailable):
+                await connector.open()
+            with pytest.raises(Unavailable):
+                await connector.send("orders", messages(1))
+            await connector.close()
+
+
+async def test_what_the_server_lost_with_its_last_second_is_noticed(redis_server: RedisServer, tmp_path: Path) -> None:
+    """A reader that is past the end of a log that was put back is told so."""
+    connector = RedisConnector(redis_server.url)
+    await connector.open()
+    await connector.send("orders", messages(2))
+    await asyncio.to_thread(redis_server.stop)
+    shutil.copytree(redis_server.store_dir, tmp_path / "earlier")
+    await asyncio.to_thread(redis_server.start)
+    await connector.send("orders", messages(2))
+    async with connector.receive("orders", group=None, start={0: 2}, batch_max=10) as batches:
+        assert len(await anext(batches)) == 2
+        await asyncio.to_thread(redis_server.stop)
+        shutil.rmtree(redis_server.store_dir)
+        shutil.copytree(tmp_path / "earlier", redis_server.store_dir)
+        await asyncio.to_thread(redis_server.start)
+        with pytest.raises(Unavailable, match="put back"):
+            async with asyncio.timeout(DEADLINE_S):
+                await anext(batches)
+    await connector.close()
+
+
+async def test_who_was_cancelled_leaves_the_answers_in_order(redis_url: str) -> None:
+    """A cancelled command must not leave its answer to whoever asks next."""
+    connector = RedisConnector(redis_url)
+    await connector.open()
+    await connector.send("answers", messages(50))
+    for at in range(200):
+        asking = asyncio.ensure_future(connector.peek("answers", 0, 1 + at % 50))
+        for _ in range(at % 9):
+            await asyncio.sleep(0)
+        asking.cancel()
+        found = await connector.peek("answers", 0, 7)
+        assert found is not None
+        assert found.body == b"6"
+    await connector.close()
+
+
+async def test_wrong_credentials_are_said_and_may_be_put_right(redis_server: RedisServer) -> None:
+    redis_server.password = "secret word"
+    await asyncio.to_thread(redis_server.restart)
+    for url in (f"redis://127.0.0.1:{redis_server.port}", f"redis://:wrong@127.0.0.1:{redis_server.port}"):
+        with pytest.raises(Unauthorised) as refused:
+            await RedisConnector(url).open()
+        assert refused.value.retryable
+        assert "wrong@" not in str(refused.value)
+    connector = RedisConnector(redis_server.url)
+    await connector.open()
+    await connector.close()
+
+
+async def test_a_full_server_is_unavailable_and_nothing_is_lost(redis_server: RedisServer) -> None:
+    redis_server.options = {"maxmemory": "3mb", "maxmemory-policy": "noeviction"}
+    await asyncio.to_thread(redis_server.restart)
+    connector = RedisConnector(redis_server.url, timeout_s=0.2)
+    await connector.open()
+
+    async def fill() -> None:
+        for _ in range(100):
+            await connector.send("orders", [Message("m", "k", {}, b"x" * 100_000)] * 10)
+
+    with pytest.raises(Unavailable, match="does not write"):
+        await fill()
+    await connector.close()
+
+
+async def test_max_length_cuts_the_oldest(redis_url: str) -> None:
+    """As a hard cap, which leaves the bounds true."""
+    connector = RedisConnector(redis_url, max_length=100)
+    await connector.open()
+    for _ in range(10):
+        await connector.send("capped", messages(100))
+    (bounds,) = (await connector.bounds("capped")).values()
+    assert bounds.end == 1001
+    assert 1 < bounds.first <= 901
+    await connector.close()
+
+
+async def test_a_digest_that_is_too_large_is_refused(redis_url: str) -> None:
+    connector = RedisConnector(redis_url)
+    await connector.open()
+    with pytest.raises(TooLarge):
+        await connector.announce("orders", "a", b"x" * (connector.features.bytes_max + 1))
+    assert await heard(connector, "no digests") == {}
+    await connector.close()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://",
+        "redis://h:x",
+        "redis://h/abc",
+        "redis://h/-1",
+        "redis://h?nope=1",
+        "redis://h?timeout_s=soon",
+        "rediss://h?tls_ca=/nowhere.pem",
+    ],
+)
+def test_a_wrong_url_is_an_error_where_the_connector_is_made(url: str) -> None:
+    with pytest.raises(ConfigError) as wrong:
+        RedisConnector(url.replace("://h", "://user:secret@h"))
+    assert wrong.value.message
+    assert "secret" not in str(wrong.value)
+
+
+def test_a_password_is_in_no_text() -> None:
+    connector = RedisConnector("redis://user:secret@host:1/2")
+    assert str(connector.address) == "redis://host:1/2"
+    assert "secret" not in f"{connector.__dict__!r}"
+    assert issubclass(Unauthorised, SyncKitError)
