@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from types import TracebackType
 from typing import Any
@@ -206,8 +206,9 @@ class SyncNode:
     async def append_many(self, drafts: Sequence[Draft]) -> list[Stored]:
         """Write events in one durable commit: all of them, or none; see `append` for the errors."""
         self._check_open()
-        if isinstance(drafts, Draft):
+        if isinstance(drafts, Draft) or not isinstance(drafts, Iterable):
             raise Invalid("append_many takes several drafts", hint="write append(draft), or append_many([draft])")
+        drafts = tuple(drafts)
         if not drafts:
             return []
         for draft in drafts:

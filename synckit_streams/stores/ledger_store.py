@@ -234,9 +234,10 @@ class LedgerStore(ABC):
             raise TooLarge(f"the trace context has {len(traceparent)} characters")
         if not traceparent.isascii() or not traceparent.isprintable():
             raise Invalid(f"the trace context {traceparent!r} is not printable ASCII")
+        # As they are now: whoever asks goes on to fill the same list, and what is asked once may give nothing twice.
         request = Request(
-            drafts=drafts,
-            received=received,
+            drafts=tuple(drafts),
+            received=tuple(received),
             now_ms=now_ms,
             echoes=echoes,
             offsets=offsets or {},

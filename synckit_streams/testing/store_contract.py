@@ -1163,6 +1163,22 @@ class StoreContract:
                 assert [(each.data, each.traceparent) for each in events] == [(at, trace)] * (at % 3)
                 assert result.fresh == at % 3
 
+    async def test_a_list_may_be_filled_anew_while_it_is_written(self, opened: Any) -> None:
+        """A buffer that its owner empties as soon as he has asked is written as it was, and nobody else's answer
+        changes."""
+        async with opened() as store:
+            before = asyncio.create_task(store.append([draft(data=0)], now_ms=NOW_MS))
+            buffer = [draft(data=1), draft(data=2)]
+            buffered = asyncio.create_task(store.append(buffer, now_ms=NOW_MS))
+            other = asyncio.create_task(store.append([draft(data=3)], now_ms=NOW_MS))
+            await asyncio.sleep(0)
+            buffer.clear()
+            answers = [
+                [each.event.data for each in result.appended] for result in await asyncio.gather(before, buffered, other)
+            ]
+            assert answers == [[0], [1, 2], [3]]
+            assert [each.event.data for each in await store.log(after=None, limit=10)] == [0, 1, 2, 3]
+
     # --- opening and closing -----------------------------------------------------------------------------------------
 
     async def test_a_clean_close_keeps_the_incarnation_and_everything_else(self, opened: Any) -> None:

@@ -94,6 +94,17 @@ async def test_append_many_is_one_commit(make: Make, topic: str) -> None:
     assert [each.position for each in stored] == [1, 2, 3, 4, 5]
 
 
+async def test_append_many_takes_whatever_gives_drafts(make: Make, topic: str) -> None:
+    """A generator gives its drafts once; a node that counted them first would write nothing and wait for ever."""
+    node = await make("till-7", None)
+    async with asyncio.timeout(5):
+        stored = await node.append_many(each for each in drafts(topic, 3))  # type: ignore[arg-type]
+        assert [each.event.aggregate_id for each in stored] == ["o-0", "o-1", "o-2"]
+        with pytest.raises(Invalid, match="several drafts"):
+            await node.append_many(None)  # type: ignore[arg-type]
+        assert len(await node.append_many(drafts(topic, 1))) == 1
+
+
 async def test_an_id_makes_an_append_idempotent(make: Make, topic: str) -> None:
     """The same id with the same content is the same event; with other content it is an error, and changes nothing."""
     node = await make("till-7", None)
