@@ -16,11 +16,11 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import NamedTuple, Protocol
 
-from synckit_streams.errors import CauseUnknown, ClockSkew, IdReused, StoreClosed, StoreError, SyncKitError
+from synckit_streams.errors import CauseUnknown, ClockSkew, IdReused, Invalid, StoreClosed, SyncKitError, TooLarge
 from synckit_streams.model.clock import HybridTime
 from synckit_streams.model.codec import TRACEPARENT_BYTES_MAX
 from synckit_streams.model.event import Draft
-from synckit_streams.model.exchange import AppendResult, Summary
+from synckit_streams.model.exchange import AppendResult
 from synckit_streams.ports.store import EventStore, Opening
 from synckit_streams.ports.telemetry import Alarmed, Appended, Detail, Observer
 from synckit_streams.runtime.settings import Settings
@@ -28,6 +28,9 @@ from synckit_streams.sync import protocol
 from synckit_streams.sync.replica import Replica
 
 logger = logging.getLogger("synckit_streams")
+
+NOTHING_WRITTEN = (IdReused, CauseUnknown, Invalid, TooLarge, StoreClosed)
+"""What an append raises before it begins to write."""
 
 
 def _boot_s() -> float:
@@ -73,6 +76,8 @@ class Driver:
         self._last_write: tuple[int, int] | None = None
         self._blamed: set[type[Exception]] = set()
         self._catching_up: set[asyncio.Task[None]] = set()
+        self._times_lost = self._times_found = 0
+        """How often the replica lost track of the disk, and up to which of them it was told since."""
 
     async def open(self) -> None:
         """Open the store and boot the replica."""
@@ -84,7 +89,11 @@ class Driver:
         await self.reboot()
 
     async def reboot(self) -> None:
-        """Throw the replica away and start a new one from what is on the disk."""
+        """Throw the replica away and start a new one from what is on the disk.
+
+        Raises:
+            StoreError: the store cannot say what is there. `on_track` asks again.
+        """
         settings = self.settings
         self.replica = Replica(
             settings.node,
@@ -94,8 +103,8 @@ class Driver:
             spread_ms=settings.spread_ms,
             takes=not settings.push_only,
         )
-        summaries: dict[str, Summary] = {topic: await self.store.summary(topic) for topic in settings.topics}
-        self.replica.step(protocol.Opened(summaries))
+        self._times_lost += 1
+        await self._catch_up()
         self.tick(hurry=False)
 
     async def give(self, given: protocol.Input, *, traceparent: str = "") -> AppendResult | None:
@@ -109,54 +118,72 @@ class Driver:
         while work:
             effect = work.pop(0)
             if isinstance(effect, protocol.Persist):
-                try:
-                    result = await self.store.append(
-                        effect.drafts,
-                        effect.received,
-                        now_ms=self.world.wall_ms(),
-                        echoes=effect.echoes,
-                        offsets=effect.offsets,
-                        voids=effect.voids,
-                        forget=effect.forget,
-                        traceparent=traceparent,
-                    )
-                except asyncio.CancelledError:
-                    self._lose_track(effect)
-                    raise
-                except StoreError as error:
-                    # Whether a commit that failed is on the disk is for the disk to say.
-                    if not isinstance(error, IdReused | CauseUnknown | StoreClosed):
-                        self._lose_track(effect)
-                    raise
+                result = await self._persist(effect, traceparent)
                 work += self.replica.step(protocol.Persisted(result, effect.cause))
             else:
                 self._carry(effect)
         self.changed()
         return result
 
+    async def _persist(self, effect: protocol.Persist, traceparent: str = "") -> AppendResult:
+        try:
+            return await self.store.append(
+                effect.drafts,
+                effect.received,
+                now_ms=self.world.wall_ms(),
+                echoes=effect.echoes,
+                offsets=effect.offsets,
+                voids=effect.voids,
+                forget=effect.forget,
+                traceparent=traceparent,
+            )
+        except NOTHING_WRITTEN:
+            raise
+        except (asyncio.CancelledError, Exception):
+            # Whether a commit that failed, or that nobody waited for, is on the disk is for the disk to say.
+            self._lose_track(effect)
+            raise
+
     def _lose_track(self, effect: protocol.Persist) -> None:
         """The caller was cancelled while the store was writing, or the commit failed halfway: nobody told the replica.
 
         The replica is told what the disk holds, as soon as the store can say.
         """
+        self._times_lost += 1
         if isinstance(effect.cause, protocol.Received):
             self.replica.step(protocol.Forgot(effect.cause.link, effect.cause.topic))
 
         async def catch_up() -> None:
             try:
-                summaries = {topic: await self.store.summary(topic) for topic in self.settings.topics}
-                await self.give(protocol.Opened(summaries))
-            except SyncKitError as error:  # a store that is closed or failing is read again when it is opened
+                await self._catch_up()
+            except SyncKitError as error:  # a store that is closed or failing; the next meeting asks it again
                 logger.debug("%s: %s", self.settings.node, error)
 
         task = asyncio.create_task(catch_up())
         self._catching_up.add(task)
         task.add_done_callback(self._catching_up.discard)
 
+    async def _catch_up(self) -> None:
+        lost = self._times_lost
+        for topic in self.settings.topics:
+            # Each as soon as it is known: while the next one is read, an append may tell more of this one.
+            await self.give(protocol.Opened({topic: await self.store.summary(topic)}))
+        self._times_found = max(lost, self._times_found)
+
     async def on_track(self) -> None:
-        """Wait until the replica knows everything that the disk holds."""
+        """Return when the replica knows everything that the disk holds: whoever calls a node complete must know it.
+
+        Raises:
+            StoreError: the store cannot say.
+        """
+        await self._caught_up()
+        if self._times_found < self._times_lost:
+            await self._catch_up()
+
+    async def _caught_up(self) -> None:
+        # Whoever is cancelled here stops waiting; what he waited for goes on.
         while self._catching_up:
-            await asyncio.gather(*self._catching_up)
+            await asyncio.wait(self._catching_up)
 
     def _carry(self, effect: protocol.Publish | protocol.Announce | protocol.Look | protocol.Alarm) -> None:
         if isinstance(effect, protocol.Alarm):
@@ -180,7 +207,7 @@ class Driver:
     async def pass_time(self, *, hurry: bool) -> None:
         """`tick`, and whatever it asks for."""
         for effect in self.tick(hurry=hurry):
-            result = await self.store.append(now_ms=self.world.wall_ms(), voids=effect.voids)
+            result = await self._persist(effect)
             for more in self.replica.step(protocol.Persisted(result, None)):
                 if not isinstance(more, protocol.Persist):
                     self._carry(more)
@@ -234,7 +261,7 @@ class Driver:
 
     async def close(self) -> None:
         """Close the store."""
-        await self.on_track()
+        await self._caught_up()
         await self.store.close()
 
 

@@ -369,6 +369,7 @@ class SyncNode:
         _, failures = await self._projector.catch_up()
         for failure in failures:
             logger.error("%s: %s", self.node_id, failure, exc_info=failure)
+        await self._driver.on_track()
         counts = link.take_counts()
         replica = self._driver.replica
         result = gather(

@@ -1174,7 +1174,8 @@ class StoreContract:
             await asyncio.sleep(0)
             buffer.clear()
             answers = [
-                [each.event.data for each in result.appended] for result in await asyncio.gather(before, buffered, other)
+                [each.event.data for each in result.appended]
+                for result in await asyncio.gather(before, buffered, other)
             ]
             assert answers == [[0], [1, 2], [3]]
             assert [each.event.data for each in await store.log(after=None, limit=10)] == [0, 1, 2, 3]
