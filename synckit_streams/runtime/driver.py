@@ -86,7 +86,11 @@ class Driver:
             node=settings.node, topics=settings.topics, held_max=settings.held_max, dice=self.world.entropy
         )
         await self.store.open(opening)
-        await self.reboot()
+        try:
+            await self.reboot()
+        except BaseException:
+            await self.close()
+            raise
 
     async def reboot(self) -> None:
         """Throw the replica away and start a new one from what is on the disk.

@@ -159,14 +159,18 @@ class SyncNode:
         return self._driver.store
 
     async def open(self) -> SyncNode:
-        """Open the store. No broker is needed.
+        """Open the store. No broker is needed. Whoever is cancelled here has nothing to close.
 
         Raises:
             StoreInUse, StoreCorrupt, SchemaNewer, StoreBusy: the store cannot be opened.
         """
         await self._driver.open()
         self._opened = True
-        self._door = await open_door(self, [link.name for link in self._links])
+        try:
+            self._door = await open_door(self, [link.name for link in self._links])
+        except BaseException:
+            await self.close()
+            raise
         return self
 
     async def close(self) -> None:

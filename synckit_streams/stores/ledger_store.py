@@ -147,7 +147,11 @@ class LedgerStore(ABC):
             try:
                 self._stale, self._doubt = True, False
                 self._origin = self._open(opening)
-                self._reload()
+                try:
+                    self._reload()
+                except BaseException:
+                    self._close("")
+                    raise
             except Exception as error:
                 self._give_back(writes)
                 raise self._translate(error) from error
@@ -161,7 +165,11 @@ class LedgerStore(ABC):
             raise
         self._queue = queue
         if self._ledger.ripe:
-            await self.append(now_ms=0)
+            try:
+                await self.append(now_ms=0)
+            except BaseException:
+                await self.close()
+                raise
 
     async def close(self) -> None:
         """See `EventStore`. What was asked for before is still done; a caller that is cancelled stops waiting only."""

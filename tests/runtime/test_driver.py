@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 import threading
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from synckit_connectors.memory import memory_broker
 from synckit_streams import Draft, StoreError, SyncNode
+from synckit_streams.model.exchange import Summary
 from synckit_streams.stores.sqlite import SqliteStore
 from synckit_streams.sync.ledger import Ledger
 
@@ -133,3 +135,48 @@ async def test_what_is_written_while_the_node_looks_at_its_disk_is_sent(tmp_path
         await written
         assert (await node.sync()).complete
         assert published(topic) == 2
+
+
+async def test_a_node_that_could_not_be_opened_keeps_nothing(tmp_path: Path, topic: str) -> None:
+    """Neither a thread nor a file, when the disk fails just after the store was opened."""
+    disk = Disk(tmp_path / "till.db")
+    for failing in (1, 0):
+        disk.unreadable = failing
+        node = SyncNode("till-7", store=disk, topics=[topic])
+        if failing:
+            with pytest.raises(StoreError):
+                await node.open()
+            assert held_open(tmp_path) == []
+        else:
+            async with node:
+                await node.append(order(topic))
+
+
+async def test_whoever_is_cancelled_while_he_opens_has_nothing_to_close(tmp_path: Path, topic: str) -> None:
+    """The store is open already, and the node is being told what is in it."""
+    disk = Disk(tmp_path / "till.db")
+    looked = asyncio.Event()
+
+    async def look(topic: str) -> Summary:
+        looked.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    disk.summary = look  # type: ignore[method-assign]
+    opening = asyncio.create_task(SyncNode("till-7", store=disk, topics=[topic]).open())
+    await looked.wait()
+    opening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    assert held_open(tmp_path) == []
+    async with SyncNode("till-7", store=f"sqlite:///{tmp_path / 'till.db'}"):
+        pass
+
+
+def held_open(folder: Path) -> list[str]:
+    """The files in a folder that this process has open."""
+    found = []
+    for each in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):
+            found.append(os.readlink(each))
+    return [each for each in found if each.startswith(str(folder))]
