@@ -55,13 +55,14 @@ class AutoSync:
         self._wake.set()
 
     async def stop(self) -> None:
-        """End the round that is running, and wait for it."""
+        """End the round that is running, and wait for it; a listener, who is part of the round, does not wait."""
         if self._task is None:
             return
         self._stop.set()
         self._wake.set()
         task, self._task = self._task, None
-        await task
+        if task is not asyncio.current_task():
+            await task
 
     async def _run(self) -> None:
         while not self._stop.is_set():

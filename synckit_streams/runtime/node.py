@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager, suppress
 from types import TracebackType
 from typing import Any
 
-from synckit_streams.errors import ConfigError, Invalid, StoreClosed, StoreError, SyncKitError
+from synckit_streams.errors import ConfigError, Invalid, StoreClosed, SyncKitError
 from synckit_streams.model.event import Draft, Event, Offset, Stored
 from synckit_streams.ports.connector import Connector
 from synckit_streams.ports.projection import Projection
@@ -134,6 +134,8 @@ class SyncNode:
         self._projector = Projector(self._driver, projections, self.resolver)
         self._listeners: list[OnResult] = []
         self._meeting = asyncio.Lock()
+        self._meets: asyncio.Task[object] | None = None
+        """Whose turn it is."""
         self._auto: AutoSync | None = None
         self._following: asyncio.Task[None] | None = None
         self._guests = 0
@@ -331,12 +333,21 @@ class SyncNode:
     @asynccontextmanager
     async def _turn(self, *, guest: bool) -> AsyncIterator[None]:
         """One meeting at a time. Auto-sync, when it is live, makes room for a guest, and for the guests behind him."""
+        if self._meets is not None and self._meets is asyncio.current_task():
+            raise ConfigError(
+                "a sync was asked for inside a sync, whose end it would wait for",
+                hint="in a listener or a projection, start a task for it: asyncio.create_task(node.sync())",
+            )
         self._guests += guest
         if guest:
             self._guest_came.set()
         try:
             async with self._meeting:
-                yield
+                self._meets = asyncio.current_task()
+                try:
+                    yield
+                finally:
+                    self._meets = None
         finally:
             self._guests -= guest
             if not self._guests:
@@ -365,7 +376,7 @@ class SyncNode:
     async def _project_live(self) -> None:
         """Let the projections follow the log between two meetings. What fails is said by the next meeting."""
         async for _ in self.store.watch():
-            with suppress(StoreError):
+            with suppress(Exception):
                 await self._projector.catch_up()
             await asyncio.sleep(PROJECT_PAUSE_S)
 

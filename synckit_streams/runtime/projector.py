@@ -87,12 +87,9 @@ class Projector:
                     await self._run(projection, projection.reset(tx))
             page = await store.log(after=offset, limit=self._page_size.events)
             self._page_size.learn(each.event for each in page)
-            if not page:
+            if not page and offset is None:
                 # Where it stands is kept even when nothing was there, so that `reset` runs once.
-                if offset is None:
-                    await tx.set_offset(consumer, Offset(store.id, 0))
-                self._ready.add(projection.name)
-                return None
+                await tx.set_offset(consumer, Offset(store.id, 0))
             wanted = [
                 each
                 for each in page
@@ -100,11 +97,15 @@ class Projector:
                 and (not projection.topics or each.event.topic in projection.topics)
                 and (not projection.types or each.event.type in projection.types)
             ]
-            changes = await self._changes(store, tx, projection, wanted) if projection.resolved else ()
             if wanted:
+                changes = await self._changes(store, tx, projection, wanted) if projection.resolved else ()
                 await self._run(projection, projection.apply(Batch(wanted, changes), tx))
-            await tx.set_offset(consumer, page[-1].offset)
+            if page:
+                await tx.set_offset(consumer, page[-1].offset)
+        # Not before its tables are on the disk.
         self._ready.add(projection.name)
+        if not page:
+            return None
         duration = time.perf_counter() - started
         self._driver.observe(
             Projected(
@@ -144,8 +145,21 @@ class Projector:
             if rows and previous == current:
                 continue
             changes.append(Change(topic, aggregate_id, previous, current))
-        applied = [
-            (projection.name, each.topic, each.aggregate_id, msgspec.json.encode(each.current)) for each in changes
-        ]
+        applied = [(projection.name, each.topic, each.aggregate_id, _json(projection, each)) for each in changes]
         await tx.execute_many("INSERT OR REPLACE INTO projection_applied VALUES (?, ?, ?, ?)", applied)
         return changes
+
+
+def _json(projection: Projection, change: Change) -> bytes:
+    """What is kept of an aggregate's state.
+
+    Raises:
+        ProjectionFailed: the resolver gave what JSON cannot say.
+    """
+    try:
+        return msgspec.json.encode(change.current)
+    except (TypeError, ValueError, RecursionError, OverflowError, msgspec.MsgspecError) as error:
+        raise ProjectionFailed(
+            f"the projection {projection.name!r} cannot keep the state of {change.aggregate_id!r}: {error}",
+            hint="a resolver's data must be JSON, or the projection must do without `resolved`",
+        ) from error

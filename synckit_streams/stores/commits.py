@@ -17,7 +17,7 @@ from itertools import chain
 from threading import Lock, RLock
 from typing import Any
 
-from synckit_streams.errors import StoreClosed
+from synckit_streams.errors import StoreClosed, StoreError
 from synckit_streams.sync.request import Request
 
 GROUP_EVENTS_MAX = 10_000
@@ -197,6 +197,7 @@ class CommitQueue:
         self._scheduled = False
         self._taken = False
         self._closed = False
+        self._holder: asyncio.Task[Any] | None = None
 
     async def ask(self, request: Append | Finish) -> Any:
         """Wait for one's turn, and for its result. A caller that is cancelled does not take its request back."""
@@ -226,6 +227,7 @@ class CommitQueue:
         self._enter(asker)
         try:
             await asker.answer.future
+            self._holder = asyncio.current_task()
         except asyncio.CancelledError:
             with self._lock:
                 waits = asker in self._waiting
@@ -245,7 +247,20 @@ class CommitQueue:
             finally:
                 self._free()
 
+        self._holder = None
         return self.run(end)
+
+    def check_not_holder(self) -> None:
+        """That the one who asks is not the one who would have to let go first.
+
+        Raises:
+            StoreError: he has the writer to himself, and would wait for himself for ever.
+        """
+        if self._holder is not None and self._holder is asyncio.current_task():
+            raise StoreError(
+                "the store is in a transaction of the caller's own, which this would wait for",
+                hint="inside a transaction, or a projection's apply, use its `tx`; do the rest when it has ended",
+            )
 
     def _give_up(self, asker: Begin) -> None:
         if asker.begun:
@@ -263,6 +278,7 @@ class CommitQueue:
             self._executor.submit(self._serve)
 
     def _enter(self, request: Append | Begin | Finish) -> None:
+        self.check_not_holder()
         with self._lock:
             if self._closed:
                 raise StoreClosed("the store is closed")

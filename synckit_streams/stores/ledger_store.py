@@ -173,8 +173,10 @@ class LedgerStore(ABC):
 
     async def close(self) -> None:
         """See `EventStore`. What was asked for before is still done; a caller that is cancelled stops waiting only."""
-        queue, self._queue = self._queue, None
+        queue = self._queue
         if queue is not None:
+            queue.check_not_holder()
+            self._queue = None
             self._finish = Finish(self._shut)
             await queue.ask(self._finish)
         elif self._writes is None:

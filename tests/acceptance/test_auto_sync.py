@@ -244,3 +244,42 @@ async def test_a_defect_does_not_end_it(
     await eventually(lambda: not results[-1].errors)
     assert await totals(node) == {"o-1": 1}
     assert "poison" in caplog.text
+
+
+async def test_a_listener_may_stop_it(
+    make: Make, memory_url: str, topic: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Until complete, and no longer: the listener is called by the very task that it ends."""
+    node = await make("till-1", memory_url)
+    await node.append(draft(topic))
+    stopped: list[bool] = []
+
+    async def stop(result: SyncResult) -> None:
+        await node.stop_auto_sync()
+        stopped.append(result.complete)
+
+    unsubscribe = node.subscribe(stop)
+    await node.start_auto_sync(interval_s=3600)
+    await eventually(lambda: stopped)
+    unsubscribe()
+    assert not caplog.records
+    await node.start_auto_sync(interval_s=3600)
+    other = await make("till-2", memory_url)
+    await other.start_auto_sync(interval_s=3600)
+    stored = await node.append(draft(topic))
+    await eventually(lambda: has(other, topic, stored), what="it may be started again")
+
+
+async def test_a_listener_that_asks_for_a_sync_is_told_not_to(
+    make: Make, memory_url: str, topic: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It would wait for the sync that waits for it."""
+    node = await make("till-1", memory_url)
+
+    async def again(result: SyncResult) -> None:
+        await node.sync()
+
+    node.subscribe(again)
+    async with asyncio.timeout(5):
+        assert (await node.sync()).complete
+    assert "asyncio.create_task(node.sync())" in caplog.text

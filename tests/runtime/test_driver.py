@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sqlite3
 import threading
 import uuid
@@ -178,5 +177,5 @@ def held_open(folder: Path) -> list[str]:
     found = []
     for each in Path("/proc/self/fd").iterdir():
         with suppress(FileNotFoundError):
-            found.append(os.readlink(each))
+            found.append(str(each.readlink()))
     return [each for each in found if each.startswith(str(folder))]
