@@ -119,6 +119,7 @@ class Session:
         self._outbox: asyncio.Queue[Work] = asyncio.Queue()
         self._announcing = 0
         self._listened: set[str] = set()
+        self._firsts: set[tuple[type[Work], str]] = set()
         self._echoes = Echoes()
         self._page_size = PageSize(self.driver.settings.batch_events)
         self._changed = asyncio.Event()
@@ -319,6 +320,7 @@ class Session:
         async with self.link.connector.listen(topic) as announced:
             async for node, body, age_s in announced:
                 if not node:
+                    self.progress += topic not in self._listened
                     self._listened.add(topic)
                     self._changed.set()
                 elif body and node != self.driver.settings.node:
@@ -346,10 +348,18 @@ class Session:
                 body = protocol.digest_bytes(effect.digest)
                 await self.link.connector.announce(effect.digest.topic, self.driver.settings.node, body)
                 self._announcing -= 1
+                self._note(effect, effect.digest.topic)
             else:
                 bounds = await self.link.connector.bounds(effect.topic)
+                self._note(effect, effect.topic)
                 await self._give(protocol.Looked(self.link.name, effect.topic, bounds))
             self._changed.set()
+
+    def _note(self, effect: Work, topic: str) -> None:
+        """Progress, the first time for each topic. Digests go on for ever, also while nothing else does."""
+        if (first := (type(effect), topic)) not in self._firsts:
+            self._firsts.add(first)
+            self.progress += 1
 
     async def _send(self, effect: protocol.Publish) -> None:
         topic, left = effect.topic, effect.events
