@@ -19,11 +19,13 @@ from synckit_streams.errors import ConfigError, StoreInUse
 from synckit_streams.model.event import Draft
 from synckit_streams.ports.store import Opening
 from synckit_streams.ports.telemetry import Observer
-from synckit_streams.runtime.door import Receipt, Visitor, append_counted
+from synckit_streams.runtime.door import append_counted
+from synckit_streams.runtime.errand import Receipt
 from synckit_streams.runtime.link import link_name
 from synckit_streams.runtime.node import SyncNode
 from synckit_streams.runtime.registry import connector_for, store_for
 from synckit_streams.runtime.result import SyncResult
+from synckit_streams.runtime.visitor import Visitor
 from synckit_streams.stores.sqlite import SqliteStore
 from synckit_streams.stores.sqlite_schema import translate
 

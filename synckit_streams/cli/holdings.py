@@ -16,9 +16,9 @@ from synckit_streams.model.event import Offset
 from synckit_streams.model.seen import Seen, count
 from synckit_streams.ports.connector import Connector
 from synckit_streams.ports.store import EventStore
-from synckit_streams.runtime.door import Visitor
 from synckit_streams.runtime.link import link_name
 from synckit_streams.runtime.registry import connector_for
+from synckit_streams.runtime.visitor import Visitor
 from synckit_streams.stores.sqlite import SqliteStore
 from synckit_streams.sync.conflict import conflict_of
 from synckit_streams.sync.protocol import digest_from_bytes

@@ -26,8 +26,8 @@ from synckit_streams.cli.terminal import (
 from synckit_streams.errors import ConfigError, SyncKitError
 from synckit_streams.model.seen import Intervals, count
 from synckit_streams.ports.telemetry import Detail, Link, Published, Received
-from synckit_streams.runtime.door import Visitor
 from synckit_streams.runtime.result import SyncResult
+from synckit_streams.runtime.visitor import Visitor
 
 RANGES_SHOWN_MAX = 5
 

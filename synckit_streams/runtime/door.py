@@ -4,8 +4,8 @@ One node owns a store file. A command that wants to write to it while the node r
 knocks at a Unix socket beside the file and asks the node to do it. So everything stays where one writer decides, and
 nobody has to stop a node to import a file.
 
-A request is one line of JSON, an answer is another. The socket is `<store>-door`, readable for its owner alone. A path
-too long for a socket (or a file system without any) moves the socket into the user's runtime directory, and
+What is said is in `errand`, and who knocks in `visitor`. The socket is `<store>-door`, readable for its owner alone. A
+path too long for a socket (or a file system without any) moves the socket into the user's runtime directory, and
 `<store>-door` is then a file that says where. Its node is the only holder of the store's lock: what an earlier one left
 there is stale by definition. A node without a door is a node all the same, so failing to open one is only logged.
 """
@@ -19,36 +19,38 @@ import os
 import socket
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol, Self, TypeAlias, TypeVar
+from typing import Any, Protocol
 
 import msgspec
 
-from synckit_streams.errors import FrameMalformed, StoreInUse, SyncKitError, Timeout, TooLarge
-from synckit_streams.model.clock import VersionVector, keys_bytes, keys_from_bytes
-from synckit_streams.model.codec import check_draft, encode_metadata, encode_payload
+from synckit_streams.errors import FrameMalformed, StoreInUse, SyncKitError, TooLarge
 from synckit_streams.model.event import Draft, Stored
-from synckit_streams.model.seen import Intervals
 from synckit_streams.ports.store import EventStore
+from synckit_streams.runtime.errand import (
+    REQUEST_BYTES_MAX,
+    About,
+    Answer,
+    AskAppend,
+    AskSync,
+    Receipt,
+    Synced,
+    Trouble,
+    decode_request,
+    encode,
+)
 from synckit_streams.runtime.result import SyncResult
 
 logger = logging.getLogger("synckit_streams")
 
 SOCKET_PATH_BYTES_MAX = 107
 """`sun_path` of Linux has 108 bytes, of which the last is a NUL."""
-REQUEST_BYTES_MAX = 4 * 1024 * 1024
-"""The largest payload, in base64, with the largest metadata, is 1.4 MB; reading a line of 4 MiB takes about 20 ms."""
-APPEND_BYTES = 1024 * 1024
-"""How much a visitor puts into one request, if it has many drafts."""
 VISITORS_MAX = 8
 IDLE_S = 60.0
 """For how long a visitor may say nothing between two requests, or leave an answer unread."""
-ANSWER_S = 60.0
-"""How long a visitor waits for the answer to anything but a sync."""
 
 
 class Host(Protocol):
@@ -66,167 +68,6 @@ class Host(Protocol):
     async def append_many(self, drafts: Sequence[Draft]) -> list[Stored]: ...
 
     async def sync(self, *, timeout_s: float = ...) -> SyncResult: ...
-
-
-# ------------------------------------------------------------------------------------------------------- what is said
-
-
-class DraftLine(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A draft, with its payload as the bytes that will be hashed."""
-
-    topic: str
-    type: str
-    aggregate_id: str
-    payload: bytes
-    metadata: Mapping[str, Any] = {}
-    id: str | None = None
-    context: bytes | None = None
-    after: bytes = b""
-    schema_version: int = 1
-
-    @classmethod
-    def of(cls, draft: Draft) -> DraftLine:
-        """Raises what `append` would: a draft that cannot be written is refused before it is sent."""
-        check_draft(draft)
-        encode_metadata(draft.metadata)
-        return cls(
-            topic=draft.topic,
-            type=draft.type,
-            aggregate_id=draft.aggregate_id,
-            payload=encode_payload(draft.data),
-            metadata=draft.metadata,
-            id=draft.id,
-            context=None if draft.context is None else draft.context.to_bytes(),
-            after=keys_bytes(draft.after),
-            schema_version=draft.schema_version,
-        )
-
-    def draft(self) -> Draft:
-        """The reverse of `of`."""
-        return Draft(
-            topic=self.topic,
-            type=self.type,
-            aggregate_id=self.aggregate_id,
-            data=self.payload,
-            metadata=self.metadata,
-            id=self.id,
-            context=None if self.context is None else VersionVector.from_bytes(self.context),
-            after=keys_from_bytes(self.after),
-            schema_version=self.schema_version,
-        )
-
-
-class AskAbout(msgspec.Struct, frozen=True, tag_field="ask", tag="about"):
-    """Who are you?"""
-
-
-class AskAppend(msgspec.Struct, frozen=True, tag_field="ask", tag="append"):
-    """Write these, in one durable commit."""
-
-    drafts: list[DraftLine]
-
-
-class AskSync(msgspec.Struct, frozen=True, tag_field="ask", tag="sync"):
-    """One whole meeting, over the node's own connector."""
-
-    timeout_s: float = 30.0
-
-
-Request: TypeAlias = AskAbout | AskAppend | AskSync
-
-
-class About(msgspec.Struct, frozen=True):
-    """Who has the store.
-
-    Args:
-        node: The node id.
-        process: Its process id.
-        topics: What it replicates; empty for a local-only node that takes every topic.
-        connectors: Names of its connectors: URLs without credentials and options.
-    """
-
-    node: str
-    process: int
-    topics: tuple[str, ...]
-    connectors: tuple[str, ...]
-
-
-class Receipt(msgspec.Struct, frozen=True):
-    """What an append did: how many of the events are new; the others were there already."""
-
-    events: int
-    fresh: int
-
-
-class Trouble(msgspec.Struct, frozen=True):
-    """An error, as it travels."""
-
-    code: str
-    message: str
-    hint: str = ""
-
-    @classmethod
-    def of(cls, error: BaseException) -> Trouble:
-        """Of any exception."""
-        if isinstance(error, SyncKitError):
-            return cls(error.code, error.message, error.hint)
-        return cls(SyncKitError.code, f"{type(error).__name__}: {error}")
-
-    def error(self) -> SyncKitError:
-        """As an exception of the class that has this code."""
-        return _classes().get(self.code, SyncKitError)(self.message, hint=self.hint)
-
-
-class Synced(msgspec.Struct, frozen=True):
-    """A `SyncResult`, as it travels."""
-
-    events_pushed: int
-    events_pulled: int
-    conflicts_resolved: int
-    duration_s: float
-    complete: bool
-    missing: dict[str, Intervals]
-    missing_by_topic: dict[str, dict[str, Intervals]]
-    reasons: tuple[str, ...]
-    errors: tuple[Trouble, ...]
-
-    @classmethod
-    def of(cls, result: SyncResult) -> Synced:
-        """Of a result."""
-        fields = {name: getattr(result, name) for name in cls.__struct_fields__}
-        return cls(**{**fields, "errors": tuple(Trouble.of(error) for error in result.errors)})
-
-    def result(self) -> SyncResult:
-        """The reverse of `of`."""
-        fields = {name: getattr(self, name) for name in self.__struct_fields__}
-        return SyncResult(**{**fields, "errors": tuple(trouble.error() for trouble in self.errors)})
-
-
-class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Exactly one of its fields is there."""
-
-    about: About | None = None
-    receipt: Receipt | None = None
-    synced: Synced | None = None
-    error: Trouble | None = None
-
-
-Part = TypeVar("Part", About, Receipt, Synced)
-
-_encode = msgspec.json.Encoder().encode
-_decode_request = msgspec.json.Decoder(Request).decode
-_decode_answer = msgspec.json.Decoder(Answer).decode
-
-
-def _classes() -> dict[str, type[SyncKitError]]:
-    def under(root: type[SyncKitError]) -> Iterator[type[SyncKitError]]:
-        for child in root.__subclasses__():
-            yield from under(child)
-        yield root
-
-    # Ours come last, so that an application's own subclass does not stand for the code that it inherits.
-    found = sorted(under(SyncKitError), key=lambda each: each.__module__ == SyncKitError.__module__)
-    return {each.code: each for each in found}
 
 
 # -------------------------------------------------------------------------------------------------------- where it is
@@ -367,12 +208,12 @@ class Door:
             if len(self._visits) > VISITORS_MAX:
                 raise StoreInUse(f"{VISITORS_MAX} commands are talking to this node already", hint="try again")
             while line := await self._line(reader):
-                writer.write(_encode(await self._answer(line)) + b"\n")
+                writer.write(encode(await self._answer(line)) + b"\n")
                 async with asyncio.timeout(IDLE_S):
                     await writer.drain()
         except SyncKitError as error:
             with suppress(OSError):
-                writer.write(_encode(Answer(error=Trouble.of(error))) + b"\n")
+                writer.write(encode(Answer(error=Trouble.of(error))) + b"\n")
         except (OSError, TimeoutError, asyncio.CancelledError):
             pass  # the visitor is gone, or the node closes
         finally:
@@ -388,7 +229,7 @@ class Door:
 
     async def _answer(self, line: bytes) -> Answer:
         try:
-            request = _decode_request(line)
+            request = decode_request(line)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             return Answer(error=Trouble.of(FrameMalformed(f"not a request: {error}", hint="see `synckit --help`")))
         try:
@@ -432,103 +273,3 @@ async def open_door(node: Host, connectors: Sequence[str]) -> Door | None:
     door = Door(node, path, connectors)
     await door.open()
     return door
-
-
-# ---------------------------------------------------------------------------------------------------------- the visitor
-
-
-class Visitor:
-    """Hands work to the node that has a store open. Used as `async with await Visitor.knock(path) as node`."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
-
-    @classmethod
-    async def knock(cls, store: Path) -> Visitor | None:
-        """None when there is no door, or nobody behind it."""
-        path = find_door(store)
-        if path is None:
-            return None
-        try:
-            reader, writer = await asyncio.open_unix_connection(path, limit=REQUEST_BYTES_MAX)
-        except OSError:
-            return None
-        return cls(reader, writer)
-
-    async def about(self) -> About:
-        """Who has the store."""
-        return _present((await self._ask(AskAbout(), ANSWER_S)).about)
-
-    async def append(self, drafts: Sequence[Draft]) -> Receipt:
-        """Have them written, in one commit for every `APPEND_BYTES` of them.
-
-        Raises:
-            IdReused, Invalid, TooLarge, CauseUnknown, …: what the node raised; nothing of that commit was written.
-            StoreInUse: the node closed meanwhile; what was answered so far is durable.
-        """
-        events = fresh = 0
-        page: list[DraftLine] = []
-        size = 0
-        for draft in drafts:
-            line = DraftLine.of(draft)
-            bytes_more = len(_encode(line))
-            if page and size + bytes_more > APPEND_BYTES:
-                receipt = _present((await self._ask(AskAppend(page), ANSWER_S)).receipt)
-                events, fresh, page, size = events + receipt.events, fresh + receipt.fresh, [], 0
-            page.append(line)
-            size += bytes_more
-        if page:
-            receipt = _present((await self._ask(AskAppend(page), ANSWER_S)).receipt)
-            events, fresh = events + receipt.events, fresh + receipt.fresh
-        return Receipt(events, fresh)
-
-    async def sync(self, *, timeout_s: float = 30.0) -> SyncResult:
-        """Have the node meet its peers; takes as long as it takes.
-
-        Raises:
-            Unavailable, Timeout, …: what the node raised.
-            StoreInUse: the node closed meanwhile.
-        """
-        return _present((await self._ask(AskSync(timeout_s), None)).synced).result()
-
-    async def _ask(self, request: Request, within_s: float | None) -> Answer:
-        line = b""
-        try:
-            async with asyncio.timeout(within_s):
-                with suppress(OSError):  # refused before it was read: the answer says why
-                    self._writer.write(_encode(request) + b"\n")
-                    await self._writer.drain()
-                with suppress(OSError):
-                    line = await self._reader.readline()
-        except TimeoutError:
-            raise Timeout(f"the node that has the store open did not answer within {within_s:g} s") from None
-        if not line.endswith(b"\n"):
-            raise StoreInUse(
-                "the node that had the store open closed before it answered",
-                hint="run the command again: whatever was done is not done twice",
-            )
-        answer = _decode_answer(line)
-        if answer.error is not None:
-            raise answer.error.error()
-        return answer
-
-    async def close(self) -> None:
-        """Go away."""
-        self._writer.close()
-        with suppress(OSError):
-            await self._writer.wait_closed()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
-
-
-def _present(part: Part | None) -> Part:
-    if part is None:
-        raise FrameMalformed("the node answered something else than was asked", hint="is it another release?")
-    return part

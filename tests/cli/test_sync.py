@@ -126,7 +126,7 @@ def test_a_running_node_syncs_for_the_command(synckit: Command, tmp_path: Path, 
 
 
 async def _append_there(node: SyncNode, directory: Path) -> None:
-    from synckit_streams.runtime.door import Visitor
+    from synckit_streams.runtime.visitor import Visitor
 
     visitor = await Visitor.knock(directory / f"{node.node_id}.db")
     assert visitor is not None

@@ -28,17 +28,10 @@ from synckit_streams.errors import (
 )
 from synckit_streams.model.clock import Key, VersionVector
 from synckit_streams.runtime import door as doors
-from synckit_streams.runtime.door import (
-    REQUEST_BYTES_MAX,
-    SOCKET_PATH_BYTES_MAX,
-    VISITORS_MAX,
-    Door,
-    DraftLine,
-    Trouble,
-    Visitor,
-    door_beside,
-    find_door,
-)
+from synckit_streams.runtime import errand
+from synckit_streams.runtime.door import SOCKET_PATH_BYTES_MAX, VISITORS_MAX, Door, door_beside, find_door
+from synckit_streams.runtime.errand import REQUEST_BYTES_MAX, DraftLine, Trouble
+from synckit_streams.runtime.visitor import Visitor
 
 
 def draft(number: int, *, topic: str = "orders", **more: Any) -> Draft:
@@ -395,13 +388,13 @@ def test_a_draft_passes_the_door_unchanged() -> None:
         after=(Key("orders", "n@x", 2),),
         schema_version=7,
     )
-    line = doors._decode_request(doors._encode(doors.AskAppend([DraftLine.of(given)])))
-    assert isinstance(line, doors.AskAppend)
+    line = errand.decode_request(errand.encode(errand.AskAppend([DraftLine.of(given)])))
+    assert isinstance(line, errand.AskAppend)
     assert line.drafts[0].draft() == given
 
 
 def test_each_error_comes_back_as_the_class_it_was() -> None:
-    for cls in doors._classes().values():
+    for cls in errand._classes().values():
         back = Trouble.of(cls("it went wrong", hint="do this")).error()
         assert type(back) is cls
         assert (back.message, back.hint) == ("it went wrong", "do this")
