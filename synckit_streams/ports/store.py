@@ -99,6 +99,11 @@ class EventStore(Protocol):
         """Identity of the log; known after `open`."""
 
     @property
+    def nodes(self) -> Sequence[str]:
+        """The node ids under which this log was written, the present one last; known after `open`. What was written
+        under an earlier one is still this node's to send: nobody else may have it."""
+
+    @property
     def origin(self) -> str:
         """Under which origin the next local event is numbered; drawn at the first write after an open."""
 

@@ -106,6 +106,7 @@ class Driver:
             lease_ms=int(settings.lease_s * 1000),
             spread_ms=settings.spread_ms,
             takes=not settings.push_only,
+            formerly=self.store.nodes,
         )
         self._times_lost += 1
         await self._catch_up()

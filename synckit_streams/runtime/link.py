@@ -275,7 +275,8 @@ class Session:
         offset = Offset(identity.get(last.partition, ""), last.position, fingerprint(last.message))
         driver = self.driver
         if driver.settings.push_only:
-            found = [each for each in found if each.event is None or node_of(each.event.origin) == driver.settings.node]
+            nodes = driver.replica.nodes
+            found = [each for each in found if each.event is None or node_of(each.event.origin) in nodes]
         with driver.operation("receive"):
             given = protocol.Received(self.link.name, topic, last.partition, found, offset, intake.echoes())
             result = await self._give(given)

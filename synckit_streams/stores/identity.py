@@ -6,6 +6,8 @@ import logging
 from base64 import b32encode
 from collections.abc import Callable
 
+import msgspec
+
 _log = logging.getLogger("synckit_streams.stores")
 
 
@@ -15,6 +17,23 @@ def new_origin(node: str, dice: Callable[[int], bytes]) -> str:
     A counter would not do: a copy of the store, started on another machine, would count on from the same number.
     """
     return f"{node}@{b32encode(dice(5)).decode().lower()}"
+
+
+def nodes_of(noted: str, last: str, node: str) -> tuple[str, ...]:
+    """The nodes that a store has been, the present one last.
+
+    Args:
+        noted: What `noted_nodes` gave at the last open; "" if nobody has noted them yet.
+        last: The node that had it then; "" for a new store.
+        node: The one that has it now.
+    """
+    before = msgspec.json.decode(noted, type=list[str]) if noted else [last] * bool(last)
+    return (*(each for each in before if each != node), node)
+
+
+def noted_nodes(nodes: tuple[str, ...]) -> str:
+    """As text, for the store to keep."""
+    return msgspec.json.encode(nodes).decode()
 
 
 def warn_of_other_node(store: str, before: str, node: str) -> None:

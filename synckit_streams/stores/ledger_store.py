@@ -53,6 +53,7 @@ class LedgerStore(ABC):
     """
 
     id: str = ""
+    nodes: tuple[str, ...] = ()
 
     def __init__(self, name: str, *, threads: bool, probe: Probe | None) -> None:
         self.name = name

@@ -20,7 +20,7 @@ from synckit_streams.model.exchange import PlaceRun
 from synckit_streams.model.seen import Interval
 from synckit_streams.ports.store import Opening, Quarantined, StoreFeatures, Transaction
 from synckit_streams.stores.commits import CommitQueue
-from synckit_streams.stores.identity import warn_of_other_node
+from synckit_streams.stores.identity import nodes_of, noted_nodes, warn_of_other_node
 from synckit_streams.stores.ledger_store import Block, LedgerStore, Probe
 from synckit_streams.stores.models import check_still_open
 from synckit_streams.sync.ledger import Changes, Fork, Known, Ledger, Row, Wants
@@ -96,7 +96,8 @@ class MemoryStore(LedgerStore):
         if self.disk.models.in_transaction:  # whoever had it open is dead
             self.disk.models.execute("ROLLBACK")
         warn_of_other_node(self.name, meta.get("node", ""), opening.node)
-        meta["node"] = opening.node
+        self.nodes = nodes_of(meta.get("nodes", ""), meta.get("node", ""), opening.node)
+        meta["node"], meta["nodes"] = opening.node, noted_nodes(self.nodes)
         origin = meta.get("origin", "")
         return origin if token and token == clean and node_of(origin) == opening.node else ""
 

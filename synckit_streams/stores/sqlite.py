@@ -27,7 +27,7 @@ from synckit_streams.ports.store import Opening, Quarantined, StoreFeatures, Tra
 from synckit_streams.stores import sqlite_schema as schema
 from synckit_streams.stores.claim import FileClaim
 from synckit_streams.stores.commits import CommitQueue
-from synckit_streams.stores.identity import warn_of_other_node
+from synckit_streams.stores.identity import nodes_of, noted_nodes, warn_of_other_node
 from synckit_streams.stores.ledger_store import Block, LedgerStore, Probe
 from synckit_streams.stores.models import SqliteTransaction
 from synckit_streams.stores.sqlite_facts import SqliteFacts
@@ -199,12 +199,14 @@ class SqliteStore(LedgerStore):
         """Give a new file its identity; keep the last incarnation only if nobody touched the file since its close."""
         meta = dict(self.writer.execute("SELECT name, value FROM meta"))
         warn_of_other_node(self.name, str(meta.get("node", "")), opening.node)
+        self.nodes = nodes_of(str(meta.get("nodes", "")), str(meta.get("node", "")), opening.node)
         with self._transaction():
             if "store" not in meta:
                 rows = [("store", opening.dice(16).hex()), ("secret", opening.dice(16))]
                 self.writer.executemany("INSERT INTO meta VALUES (?, ?)", rows)
             self.writer.execute("DELETE FROM meta WHERE name = 'clean'")
-            self.writer.execute("INSERT OR REPLACE INTO meta VALUES ('node', ?)", (opening.node,))
+            rows = [("node", opening.node), ("nodes", noted_nodes(self.nodes))]
+            self.writer.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", rows)
         origin = str(meta.get("origin", ""))
         return origin if token and meta.get("clean") == token and node_of(origin) == opening.node else ""
 

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import NamedTuple
 
-from synckit_streams.model.codec import node_of
 from synckit_streams.model.exchange import Bounds, PlaceRun, Summary
 from synckit_streams.model.seen import Seen
 from synckit_streams.sync.places import Places
@@ -221,13 +220,12 @@ class Channel:
         self.flights = []
         self.find_again()
 
-    def find_unsent(self, summary: Summary, node: str) -> None:
-        """Every event of this node's own that was not read in the current log, and is not on its way.
+    def find_unsent(self, own: Seen) -> None:
+        """Of this node's own events every one that was not read in the current log, and is not on its way.
 
         What was trimmed since is not unsent: it would be published again at each join, for ever. It is owed to whoever
         says that he lacks it.
         """
-        own = Seen({origin: ranges for origin, ranges in summary.seen.ranges.items() if node_of(origin) == node})
         self.unsent = own.minus(self.places.at_or_past(own, {})).minus(self.out)
 
     def next_positions(self) -> dict[int, tuple[str, int]]:

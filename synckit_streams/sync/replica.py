@@ -53,6 +53,7 @@ class Replica:
         lease_ms: See `LEASE_MS`.
         spread_ms: See `SPREAD_MS`.
         takes: False if it keeps only what it wrote itself; what its peers hold is then not missing here.
+        formerly: Node ids under which its log was written before. What they wrote is its own to send.
     """
 
     def __init__(
@@ -64,8 +65,10 @@ class Replica:
         lease_ms: int = LEASE_MS,
         spread_ms: int = SPREAD_MS,
         takes: bool = True,
+        formerly: Iterable[str] = (),
     ) -> None:
         self.node = node
+        self.nodes = frozenset([node, *formerly])
         self.topics = tuple(topics)
         self._resolver = resolver
         self._lease_ms = lease_ms
@@ -154,7 +157,7 @@ class Replica:
         # Local events count as acknowledged when one connector's log holds them.
         waiting = [channel.unsent.union(channel.out) for channel in channels]
         own = min(waiting, key=len, default=Seen())
-        own = Seen({origin: ranges for origin, ranges in own.ranges.items() if node_of(origin) == self.node})
+        own = self._written_here(own)
         if own:
             missing = missing.union(own)
             reasons.append(f"{len(own)} local events are not acknowledged by any connector")
@@ -189,7 +192,7 @@ class Replica:
         effects: list[Effect] = []
         for channel in self._channels.values():
             if channel.joined:
-                channel.find_unsent(self._summaries[channel.topic], self.node)
+                channel.find_unsent(self._own(channel.topic))
                 effects += self._flow(channel)
         return effects
 
@@ -223,7 +226,7 @@ class Replica:
                 channel.unsent = channel.unsent.union(fresh)
             if result.reused and channel.joined:
                 # An event of ours that was issued again under a new key is unsent like any other of our own.
-                channel.find_unsent(self._summaries[channel.topic], self.node)
+                channel.find_unsent(self._own(channel.topic))
             effects += self._flow(channel)
         return effects
 
@@ -290,7 +293,7 @@ class Replica:
                 channel.said = None
         channel.joined = True
         channel.ground()
-        channel.find_unsent(self._summaries[given.topic], self.node)
+        channel.find_unsent(self._own(given.topic))
         if offsets:
             effects.insert(0, protocol.Persist(forget=forget, offsets=offsets, cause=given))
         return effects + self._flow(channel)
@@ -336,8 +339,10 @@ class Replica:
         return effects
 
     def _own(self, topic: str) -> Seen:
-        ranges = self._summaries[topic].seen.ranges
-        return Seen({origin: intervals for origin, intervals in ranges.items() if node_of(origin) == self.node})
+        return self._written_here(self._summaries[topic].seen)
+
+    def _written_here(self, seen: Seen) -> Seen:
+        return Seen({origin: ranges for origin, ranges in seen.ranges.items() if node_of(origin) in self.nodes})
 
     def _mute(self, given: protocol.Mute) -> list[Effect]:
         effects: list[Effect] = []

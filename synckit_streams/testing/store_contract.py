@@ -1229,6 +1229,12 @@ class StoreContract:
         assert origins[-1] not in origins[:-1]
         assert [node_of(origin) for origin in origins[-4:]] == ["another", "a", "a", "a"]
 
+    async def test_a_store_knows_which_nodes_it_has_been(self, opened: Any) -> None:
+        """What an earlier one wrote is the present one's to send, so it must not be forgotten."""
+        for node, nodes in (("a", ["a"]), ("b", ["a", "b"]), ("c", ["a", "b", "c"]), ("b", ["a", "c", "b"])):
+            async with opened(node=node) as store:
+                assert list(store.nodes) == nodes
+
     async def test_a_copy_taken_while_it_is_written_is_whole(self, opened: Any, media: Media) -> None:
         """It opens, everything acknowledged before is there, and it writes as somebody else."""
         async with opened("live") as store:

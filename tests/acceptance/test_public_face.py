@@ -83,6 +83,20 @@ async def test_what_was_appended_is_there_after_the_next_open(tmp_path: Path, to
     assert second.event.origin == first.event.origin
 
 
+async def test_what_a_store_wrote_as_another_node_is_sent_too(tmp_path: Path, url: str, topic: str) -> None:
+    """Records are imported, and then the till gets its name: nobody else has them, and a sync is not complete before
+    they are on the broker."""
+    settings: dict[str, Any] = {"store": f"sqlite:///{tmp_path / 'till.db'}", "topics": [topic]}
+    async with SyncNode("import", **settings) as node:
+        await node.append_many(drafts(topic, 5))
+    for pushed in (5, 0):
+        async with SyncNode("till-7", connectors=[url], **settings) as node:
+            result = await node.sync()
+            assert (result.complete, result.events_pushed) == (True, pushed)
+    async with SyncNode("till-8", store="memory:", connectors=[url], topics=[topic]) as other:
+        assert (await other.sync()).events_pulled == 5
+
+
 async def test_append_many_is_one_commit(make: Make, topic: str) -> None:
     """All of them, or none: one bad draft keeps the others out."""
     node = await make("till-7", None)
