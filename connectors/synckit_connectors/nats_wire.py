@@ -627,7 +627,7 @@ def _decode(decoder: Callable[[bytes], _T], raw: bytes, what: str) -> _T:
 
 def _translate(error: Exception | None, what: str) -> ConnectorError:
     """One of ours for one of nats-py's, or of the socket's."""
-    text = f"{what}: {error or 'no answer'}"
+    text = f"{what}: {str(error or '') or 'no answer'}"  # a timeout says nothing
     said = str(error).lower()
     if isinstance(error, ssl.SSLError):
         return Unauthorised(text, hint="tls_ca names the certificates to trust, tls_cert and tls_key are our own")

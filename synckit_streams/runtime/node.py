@@ -249,6 +249,10 @@ class SyncNode:
             twins: Also give the second event of a fact that two nodes wrote under one id.
         """
         self._check_open()
+        if isinstance(after, Stored):
+            after = after.offset
+        if after is not None and not isinstance(after, Offset):
+            raise Invalid(f"{after!r:.80} is not an Offset", hint="give the `offset` of the last event that you read")
         size = PageSize(PAGE_EVENTS)
         while page := await self.store.log(topic, after=after, limit=size.events):
             size.learn(stored.event for stored in page)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Any
+from urllib.parse import urlsplit
 
 from synckit_streams.errors import ConfigError, ConnectorNotFound, StoreNotFound
 from synckit_streams.ports.connector import Connector
@@ -21,6 +22,12 @@ def _scheme(url: str, what: str) -> str:
         raise ConfigError(
             f"{url!r} is not the URL of a {what}", hint=f"it begins with a scheme, as in {_example(what)}"
         )
+    try:
+        urlsplit(url)
+        url.encode()
+    except ValueError as error:
+        # Not the URL itself: there may be a password in it.
+        raise ConfigError(f"the URL of the {what} cannot be read: {error}", hint=f"write {_example(what)}") from None
     return scheme.lower()
 
 

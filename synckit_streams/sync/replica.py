@@ -295,7 +295,8 @@ class Replica:
         channel.ground()
         channel.find_unsent(self._own(given.topic))
         if offsets:
-            effects.insert(0, protocol.Persist(forget=forget, offsets=offsets, cause=given))
+            # Behind the alarms: if it fails they are raised once more, and if its caller is cancelled they were raised.
+            effects.append(protocol.Persist(forget=forget, offsets=offsets, cause=given))
         return effects + self._flow(channel)
 
     @staticmethod

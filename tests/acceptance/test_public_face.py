@@ -136,6 +136,8 @@ async def test_the_log_goes_on_from_an_offset(make: Make, topic: str) -> None:
     assert [each.position async for each in node.log(after=stored[0].offset)] == [2, 3]
     assert [each.position async for each in node.log(topic, after=stored[0].offset)] == [3]
     assert [each async for each in node.log(topic, after=stored[2].offset)] == []
+    with pytest.raises(Invalid, match="the `offset` of the last event"):
+        [each async for each in node.log(topic, after=2)]  # type: ignore[arg-type]
     other = await make("till-8", None)
     with pytest.raises(Invalid, match="offset"):
         [each async for each in other.log(topic, after=stored[0].offset)]
@@ -453,6 +455,8 @@ def follower(**changes: Any) -> Any:
         ({"connectors": ["nats://"]}, ConfigError, "nats://HOST:PORT"),
         ({"store": "redis://x"}, StoreNotFound, "later release"),
         ({"store": "file:x"}, StoreNotFound, "memory, sqlite"),
+        ({"connectors": ["nats://[::1"]}, ConfigError, "cannot be read"),
+        ({"connectors": ["memory://[x"]}, ConfigError, "cannot be read"),
         ({"store": "till.db"}, ConfigError, "scheme"),
         ({"store": "sqlite://"}, ConfigError, "sqlite:///"),
         ({"resolver": object()}, ConfigError, "resolver"),

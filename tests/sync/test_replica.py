@@ -325,6 +325,8 @@ class TestJoin:
         reader = f"{LINK}|{TOPIC}|0"
         assert persist.forget == [reader]
         assert persist.offsets[reader].position == 0
+        # Told first: once the new place is on the disk, nobody would tell it any more.
+        assert alarms(effects[: effects.index(persist)]) == [alarm]
         assert script.channel.position == {0: 0}
         if script.end > 1:
             assert published(effects) == []
