@@ -20,7 +20,7 @@ PAGE = (ROOT / "docs" / "reference" / "limits.md").read_text(encoding="utf-8")
 UNITS = {"KiB": 1024, "MiB": 1024**2}
 
 INTERNAL = {
-    "model.cloudevent.SOURCE_CHARS_MAX": "what the longest topic and origin need, twice",
+    "model.cloudevent.attributes.SOURCE_CHARS_MAX": "what the longest topic and origin need, twice",
     "sync.drafts.ORIGIN_BYTES_MAX": "what the context keeps free for its writer",
     "sync.drafts.PLAIN_BYTES_MAX": "which way a payload is encoded",
     "sync.places.RUN_EVENTS_MAX": "how places are stored",

@@ -20,7 +20,6 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from synckit_streams.errors import FrameMalformed, Invalid, SyncKitError, TooLarge
-from synckit_streams.model import cloudevent
 from synckit_streams.model.clock import HybridTime, Key, VersionVector, keys_bytes
 from synckit_streams.model.cloudevent import (
     draft_from_structured,
@@ -30,6 +29,8 @@ from synckit_streams.model.cloudevent import (
     to_headers,
     to_structured,
 )
+from synckit_streams.model.cloudevent.attributes import ATTRIBUTES, forbidden
+from synckit_streams.model.cloudevent.structured import ATTRIBUTES_MAX, STRUCTURED_BYTES_MAX
 from synckit_streams.model.codec import check_draft, encode_metadata, encode_payload, event_content_hash, event_hash
 from synckit_streams.model.event import Draft, Event
 from tests.model.strategies import JSON_VALUES, SIGNS, damaged, events
@@ -428,12 +429,12 @@ def test_what_is_no_json_object_is_refused(raw: bytes) -> None:
 
 
 def test_an_event_of_any_size_is_refused_in_no_time() -> None:
-    for raw in (b" " * (cloudevent.STRUCTURED_BYTES_MAX + 1), b"[" * 100_000_000):
+    for raw in (b" " * (STRUCTURED_BYTES_MAX + 1), b"[" * 100_000_000):
         with pytest.raises(TooLarge):
             from_structured(raw)
         with pytest.raises(TooLarge):
             draft_from_structured(raw, topic="t")
-    many = json.dumps({f"a{number}": "x" for number in range(cloudevent.ATTRIBUTES_MAX + 1)}).encode()
+    many = json.dumps({f"a{number}": "x" for number in range(ATTRIBUTES_MAX + 1)}).encode()
     with pytest.raises(TooLarge):
         draft_from_structured(many, topic="t")
 
@@ -444,7 +445,7 @@ def test_an_event_of_any_size_is_refused_in_no_time() -> None:
 def test_an_event_of_the_largest_size_fits(payload: bytes) -> None:
     event = changed(payload=payload, aggregate_id="\U0001fffe" * 10_000, metadata_json=b'{"a":"' + b'"' * 16_000)
     raw = to_structured(event, HASH)
-    assert len(raw) <= cloudevent.STRUCTURED_BYTES_MAX
+    assert len(raw) <= STRUCTURED_BYTES_MAX
     assert from_structured(raw) == (event, HASH)
 
 
@@ -874,7 +875,7 @@ def test_the_time_attribute_is_the_wall_part_of_the_hybrid_time(wall_ms: int) ->
 
 # --------------------------------------------------------------------------------------------------------- the SDK
 
-SDK_TEXT = st.text(SIGNS, min_size=1, max_size=12).filter(lambda text: not cloudevent._forbidden(text))
+SDK_TEXT = st.text(SIGNS, min_size=1, max_size=12).filter(lambda text: not forbidden(text))
 
 
 @given(
@@ -966,7 +967,7 @@ def test_the_sdk_sees_the_data() -> None:
 
 def test_the_reference_explains_every_attribute() -> None:
     page = (Path(__file__).parents[2] / "docs" / "reference" / "cloudevents.md").read_text()
-    for name in cloudevent._ATTRIBUTES:
+    for name in ATTRIBUTES:
         assert f"`{name}`" in page
 
 
