@@ -61,8 +61,14 @@ class AutoSync:
         self._stop.set()
         self._wake.set()
         task, self._task = self._task, None
-        if task is not asyncio.current_task():
-            await task
+        if task is asyncio.current_task():
+            return
+        try:
+            # However it ended: whoever stops it has more to do.
+            await asyncio.wait([task])
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
 
     async def _run(self) -> None:
         while not self._stop.is_set():

@@ -18,6 +18,7 @@ from synckit_streams.ports.projection import Projection
 from synckit_streams.ports.store import EventStore
 from synckit_streams.ports.telemetry import Observer, Synced
 from synckit_streams.runtime.autosync import AutoSync
+from synckit_streams.runtime.cancel import is_cancelled
 from synckit_streams.runtime.door import Door, open_door
 from synckit_streams.runtime.driver import Driver, Silence, World
 from synckit_streams.runtime.link import Link, Session, link_name
@@ -405,7 +406,9 @@ class SyncNode:
                 answer = listener(result)
                 if inspect.isawaitable(answer):
                     await answer
-            except Exception:
+            except (asyncio.CancelledError, Exception):
+                if is_cancelled():
+                    raise
                 logger.exception("a listener of %s raised", self.node_id)
         return result
 

@@ -7,6 +7,7 @@ retract exactly that: adding a head's value at each change would give another to
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 
@@ -25,6 +26,7 @@ from synckit_streams.model.event import Offset, Stored
 from synckit_streams.ports.projection import Batch, Change, Projection
 from synckit_streams.ports.store import EventStore, Transaction
 from synckit_streams.ports.telemetry import Projected
+from synckit_streams.runtime.cancel import is_cancelled
 from synckit_streams.runtime.driver import Driver
 from synckit_streams.runtime.paging import PageSize
 from synckit_streams.sync.conflict import ConflictResolver, conflict_of, resolve
@@ -119,7 +121,9 @@ class Projector:
             await work  # type: ignore[misc]
         except (ConfigError, StoreBusy, StoreClosed, StoreCorrupt, StoreFull):
             raise  # not the projection's doing
-        except Exception as error:
+        except (asyncio.CancelledError, Exception) as error:
+            if is_cancelled():
+                raise
             raise ProjectionFailed(
                 f"the projection {projection.name!r} raised {type(error).__name__}: {error}"
             ) from error

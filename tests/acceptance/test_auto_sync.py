@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from synckit_connectors.memory import MemoryBroker
-from synckit_streams import Batch, ConfigError, Stored, SyncNode, SyncResult
+from synckit_streams import Batch, ConfigError, StoreClosed, Stored, SyncNode, SyncResult
 from synckit_streams.ports.store import Transaction
 from synckit_streams.ports.telemetry import Synced
 from synckit_streams.testing.brokers import NatsServer
@@ -283,3 +283,36 @@ async def test_a_listener_that_asks_for_a_sync_is_told_not_to(
     async with asyncio.timeout(5):
         assert (await node.sync()).complete
     assert "asyncio.create_task(node.sync())" in caplog.text
+
+
+async def test_a_listener_whose_own_task_was_cancelled_ends_nothing_else(
+    make: Make, memory_url: str, topic: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A CancelledError that nobody meant for auto-sync is the listener's failure."""
+    node = await make("till-1", memory_url)
+    results: list[SyncResult] = []
+
+    async def listen(result: SyncResult) -> None:
+        results.append(result)
+        other = asyncio.create_task(asyncio.sleep(3600))
+        other.cancel()
+        await other
+
+    node.subscribe(listen)
+    await node.start_auto_sync(interval_s=0.02)
+    await eventually(lambda: len(results) > 2)
+    assert "a listener of till-1 raised" in caplog.text
+
+
+async def test_a_node_can_be_closed_after_every_task_was_cancelled(memory_url: str, topic: str) -> None:
+    """As programs do that are told to end; and closed cleanly, so that it goes on under the same incarnation."""
+    node = await SyncNode("till-1", store="memory:", connectors=[memory_url], topics=[topic]).open()
+    await node.start_auto_sync(interval_s=3600)
+    await asyncio.sleep(0.05)
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        task.cancel()
+    await asyncio.sleep(0.05)
+    await node.close()
+    with pytest.raises(StoreClosed):
+        await node.append(draft(topic))
+    assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("synckit")]

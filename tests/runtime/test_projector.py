@@ -91,6 +91,20 @@ async def test_a_state_that_is_no_json_is_the_read_models_failure() -> None:
         assert (await other.sync()).events_pulled == 2
 
 
+async def test_a_read_model_whose_own_task_was_cancelled_has_failed() -> None:
+    """Nobody cancelled the one who asked."""
+
+    async def wait_for_another() -> None:
+        other = asyncio.create_task(asyncio.sleep(3600))
+        other.cancel()
+        await other
+
+    async with SyncNode("till-7", store="memory:", projections=[Orders(wait_for_another)]) as node:
+        await node.append(ORDER)
+        with pytest.raises(ProjectionFailed, match="CancelledError"):
+            await node.project()
+
+
 @pytest.mark.parametrize("store", ["memory:", "sqlite"])
 @pytest.mark.parametrize("asked", ["append", "project", "sync", "close"])
 async def test_what_would_wait_for_its_own_transaction_is_refused(tmp_path: Path, store: str, asked: str) -> None:
