@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
-from synckit_streams.errors import SyncKitError
+from synckit_streams.errors import SyncKitError, Timeout, Unavailable
 from synckit_streams.runtime.driver import logger
 from synckit_streams.runtime.result import SyncResult
 from synckit_streams.sync.pace import next_delay_ms
@@ -81,8 +81,10 @@ class AutoSync:
                 delay_ms = next_delay_ms(
                     self._failures, base_ms=BACKOFF_BASE_MS, delay_ms_max=BACKOFF_MS_MAX, dice=self._dice()
                 )
-                if isinstance(error, SyncKitError):
+                if isinstance(error, Unavailable | Timeout):  # being offline is normal
                     logger.info("offline (%s); the next try is in %.1f s", error, delay_ms / 1000)
+                elif isinstance(error, SyncKitError):  # somebody has to do something about it
+                    logger.warning("a sync failed (%s); the next try is in %.1f s", error, delay_ms / 1000)
                 else:  # a defect, of ours or of a connector
                     logger.exception("a sync failed; the next try is in %.1f s", delay_ms / 1000)
                 await self._sleep(delay_ms / 1000)

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from synckit_connectors.memory import MemoryBroker
-from synckit_streams import Batch, ConfigError, StoreClosed, Stored, SyncNode, SyncResult
+from synckit_connectors.memory import MemoryBroker, MemoryConnector
+from synckit_streams import Batch, ConfigError, StoreClosed, Stored, SyncNode, SyncResult, Unauthorised
 from synckit_streams.ports.store import Transaction
 from synckit_streams.ports.telemetry import Synced
 from synckit_streams.testing.brokers import NatsServer
@@ -316,3 +316,22 @@ async def test_a_node_can_be_closed_after_every_task_was_cancelled(memory_url: s
     with pytest.raises(StoreClosed):
         await node.append(draft(topic))
     assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("synckit")]
+
+
+async def test_what_somebody_has_to_do_something_about_is_a_warning(
+    memory: MemoryBroker, memory_url: str, topic: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Wrong credentials, a full disk: otherwise a node that never syncs again says no more than one that is offline."""
+
+    class Locked(MemoryConnector):
+        async def open(self) -> None:
+            raise Unauthorised("the broker does not know us")
+
+    memory.down = True
+    for connector in (MemoryConnector(memory_url), Locked(memory_url)):
+        async with SyncNode("till-1", store="memory:", connectors=[connector], topics=[topic]) as node:
+            await node.start_auto_sync()
+            await asyncio.sleep(0.05)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "the broker does not know us" in record.getMessage()
