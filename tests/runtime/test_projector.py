@@ -14,6 +14,7 @@ from synckit_connectors.memory import memory_broker
 from synckit_streams import Batch, Conflict, Draft, ProjectionFailed, Resolution, StoreError, SyncNode
 from synckit_streams.ports.store import Transaction
 from synckit_streams.stores.sqlite import SqliteStore
+from tests.acceptance.kit import eventually
 
 
 class Orders:
@@ -87,9 +88,7 @@ async def test_a_state_that_is_no_json_is_the_read_models_failure() -> None:
         assert "'o-1'" in str(result.errors[0])
         await node.start_auto_sync(interval_s=3600)
         await node.append(ORDER)
-        async with asyncio.timeout(10):
-            while len(memory_broker(name).messages("orders")) < 2:
-                await asyncio.sleep(0.01)
+        await eventually(lambda: len(memory_broker(name).messages("orders")) == 2)
         assert (await other.sync()).events_pulled == 2
 
 
