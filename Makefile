@@ -12,7 +12,7 @@ WORKERS ?= 2
 SEEDS ?= 300
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check format test unit simulate planted test-slow test-long coverage bench clean
+.PHONY: help setup kafka demo check format test unit simulate planted test-slow test-long coverage bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -36,6 +36,17 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/.demo
 
 setup: $(VENV)/.dev ## make .venv with every extra and the tools
 
+# Apache Kafka for the tests. Without Java and Maven they go on without it, unless SYNCKIT_TEST_REQUIRE=all insists.
+$(VENV)/.kafka: docker/kafka/pom.xml | $(VENV)/.python
+	@if command -v java >/dev/null && command -v mvn >/dev/null; then \
+		echo "fetching Apache Kafka into $(VENV)/share/kafka"; \
+		rm -rf $(VENV)/share/kafka; \
+		mvn --quiet --batch-mode --file $< dependency:copy-dependencies -DincludeScope=runtime \
+			-DoutputDirectory="$(CURDIR)/$(VENV)/share/kafka" && touch $@ || echo "Maven could not; going on without Kafka"; \
+	else echo "no Java and Maven here; going on without Kafka"; fi
+
+kafka: $(VENV)/.kafka ## fetch Apache Kafka for the tests, with Maven
+
 demo: $(VENV)/.demo ## three offices edit offline, then sync through a real nats-server
 	@$(BIN)/synckit demo
 
@@ -52,7 +63,7 @@ format: $(VENV)/.dev ## rewrite the code as `make check` wants it
 
 test: simulate unit ## what a contributor must see pass (8 minutes on 2 cores)
 
-unit: $(VENV)/.dev ## the tests without the slow ones and without the simulator's runs
+unit: $(VENV)/.dev $(VENV)/.kafka ## the tests without the slow ones and without the simulator's runs
 	$(PYTEST) -n $(WORKERS) -m "not slow"
 
 simulate: $(VENV)/.dev ## SEEDS simulated histories with every fault
@@ -61,14 +72,14 @@ simulate: $(VENV)/.dev ## SEEDS simulated histories with every fault
 planted: $(VENV)/.dev ## does the simulator see the bugs that are planted?
 	$(BIN)/synckit simulate --planted all
 
-test-slow: $(VENV)/.dev ## the slow suites, bounded: kill -9, servers put back, installs
+test-slow: $(VENV)/.dev $(VENV)/.kafka ## the slow suites, bounded: kill -9, servers put back, installs
 	$(PYTEST) -n $(WORKERS) -m slow --timeout 600
 
-test-long: $(VENV)/.dev ## the slow suites and the simulator for as long as it takes
+test-long: $(VENV)/.dev $(VENV)/.kafka ## the slow suites and the simulator for as long as it takes
 	$(BIN)/synckit simulate --seeds 10000
 	SYNCKIT_TEST_LONG=1 $(PYTEST) -n $(WORKERS) --timeout 7200
 
-coverage: $(VENV)/.dev ## line and branch coverage of the tests
+coverage: $(VENV)/.dev $(VENV)/.kafka ## line and branch coverage of the tests
 	# Not pytest --cov: our own pytest plugin is imported before pytest-cov starts to measure.
 	$(BIN)/python -m coverage erase
 	$(BIN)/python -m coverage run -m pytest -n $(WORKERS) -m "not slow"

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -37,6 +37,7 @@ from synckit_connectors.redis_wire import (
 )
 from synckit_streams.errors import ConnectorError, FeatureUnsupported, Rejected, TooLarge, Unavailable
 from synckit_streams.ports.connector import Announced, Bounds, Delivery, Features, Lag, Message
+from synckit_streams.ports.reading import Reading, stop
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -58,8 +59,6 @@ BLOCK_S = 2.0
 ANSWER_S = 10.0
 """For any answer. A connection that owes one for longer is given up."""
 CONNECTIONS_MAX = 16
-STOP_S = 0.05
-"""For how long a task that was cancelled may go on before it is cancelled again."""
 
 T = TypeVar("T")
 
@@ -126,7 +125,7 @@ class RedisConnector:
         for reader in readers:
             await reader.end()
         for task in list(self._asked):
-            await _stop(task)  # each has a connection of its own, which nobody uses any more
+            await stop(task)  # each has a connection of its own, which nobody uses any more
         if client is not None:
             with suppress(Exception):  # the server may be gone; there is nothing left to lose
                 await client.aclose()
@@ -337,42 +336,18 @@ class RedisConnector:
             await reader.end()
 
 
-class _Reader:
+class _Reader(Reading):
     """Something that waits at the server, on a connection of its own."""
 
     def __init__(self, connector: RedisConnector, topic: str) -> None:
+        super().__init__()
         self.connector = connector
         self.topic = topic
         self.stream = stream_of(topic)
         self.client: Redis | None = None
-        self._waiting: asyncio.Task[Any] | None = None
-        self._ended = False
 
     async def begin(self) -> None:
         """Connect, and look where to begin."""
-
-    async def wait_for(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T | None:
-        """What the work gives; whoever is cancelled over it finds it at the next call. None once this has ended."""
-        if self._ended:
-            return None
-        if self._waiting is None:
-            self._waiting = asyncio.create_task(work())
-        task = self._waiting
-        await asyncio.wait([task])  # not cancelled with us
-        if self._waiting is task:
-            self._waiting = None
-        if self._ended or task.cancelled():
-            return None
-        result: T = task.result()
-        return result
-
-    async def end(self) -> None:
-        """Let go; whoever waits comes to the end."""
-        self._ended = True
-        task, self._waiting = self._waiting, None
-        if task is not None:
-            await _stop(task)
-        await self.disconnect()
 
     async def disconnect(self) -> None:
         """Let go of the connection."""
@@ -380,13 +355,6 @@ class _Reader:
         if client is not None:
             with suppress(Exception):  # it may be broken already
                 await client.aclose()
-
-
-async def _stop(task: asyncio.Task[Any]) -> None:
-    """Cancel a task, as often as it takes: redis-py may take a cancellation for a time-out of its own, and go on."""
-    while not task.done():
-        task.cancel()
-        await asyncio.wait([task], timeout=STOP_S)
 
 
 class _LogReader(_Reader):
@@ -484,7 +452,7 @@ class _Listener(_Reader):
             if heard is None:
                 raise StopAsyncIteration
             self._heard.extend(heard)
-        if self._ended:
+        if self.ended:
             raise StopAsyncIteration
         return self._heard.pop(0)
 

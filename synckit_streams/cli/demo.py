@@ -22,6 +22,7 @@ from synckit_streams.cli.terminal import JsonFlag, carry_out, plain_markup, resu
 from synckit_streams.errors import ConfigError
 from synckit_streams.runtime.registry import connector_for
 from synckit_streams.testing.brokers import NatsServer, RedisServer, Server
+from synckit_streams.testing.kafka_server import KafkaServer
 
 
 def demo(
@@ -33,7 +34,7 @@ def demo(
         typer.Option(
             "--connector",
             metavar="NAME|URL",
-            help="nats, redis or memory: of the demo's own. Or the URL of a broker that is there.",
+            help="nats, redis, kafka or memory: of the demo's own. Or the URL of a broker that is there.",
         ),
     ] = "nats",
     json: JsonFlag = False,
@@ -131,9 +132,10 @@ class Broker(NamedTuple):
     name: str
 
 
-SERVERS: dict[str, tuple[type[NatsServer] | type[RedisServer], str]] = {
+SERVERS: dict[str, tuple[type[NatsServer] | type[RedisServer] | type[KafkaServer], str]] = {
     "nats": (NatsServer, "a real NATS JetStream server"),
     "redis": (RedisServer, "a real Redis server"),
+    "kafka": (KafkaServer, "a real Apache Kafka broker"),
 }
 
 

@@ -19,6 +19,7 @@ import pytest
 
 from synckit_streams.errors import MissingDependency
 from synckit_streams.testing.brokers import NatsServer, RedisServer
+from synckit_streams.testing.kafka_server import KafkaServer
 
 # The contract suites are imported from here by tests elsewhere; this gives their asserts pytest's explanations.
 pytest.register_assert_rewrite("synckit_streams.testing.store_contract", "synckit_streams.testing.connector_contract")
@@ -61,6 +62,32 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         return
     for server in _redis_server(tmp_path_factory.mktemp("redis")):
         yield server.url
+
+
+@pytest.fixture
+def kafka_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer]:
+    """A running Apache Kafka broker of this test's own."""
+    yield from _kafka_server(tmp_path_factory.mktemp("kafka"))
+
+
+@pytest.fixture(scope="session")
+def kafka_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a Kafka broker that all tests of this process share."""
+    if named := os.environ.get("SYNCKIT_TEST_KAFKA_URL"):
+        yield named
+        return
+    for server in _kafka_server(tmp_path_factory.mktemp("kafka")):
+        yield server.url
+
+
+def _kafka_server(directory: Path) -> Iterator[KafkaServer]:
+    try:
+        server = KafkaServer(directory)
+    except MissingDependency as missing:
+        lacking(str(missing))
+        return
+    with server:
+        yield server
 
 
 def _redis_server(directory: Path) -> Iterator[RedisServer]:

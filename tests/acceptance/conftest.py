@@ -43,14 +43,14 @@ def memory_url(memory_name: str) -> str:
     return f"memory://{memory_name}"
 
 
-@pytest.fixture(params=["memory", "nats", "redis"])
+@pytest.fixture(params=["memory", "nats", "redis", "kafka"])
 def url(request: pytest.FixtureRequest) -> str:
     """The URL of a broker: the one in memory, and then real servers."""
     found: str = request.getfixturevalue(f"{request.param}_url")
     return found
 
 
-@pytest.fixture(params=["nats_server", "redis_server"])
+@pytest.fixture(params=["nats_server", "redis_server", "kafka_server"])
 def server(request: pytest.FixtureRequest) -> Server:
     """A real server of this test's own, of each kind."""
     found: Server = request.getfixturevalue(request.param)

@@ -450,7 +450,7 @@ def follower(**changes: Any) -> Any:
         ({"topics": [], "connectors": ["memory://x"]}, ConfigError, "topics"),
         ({"connectors": ["memory://x", "memory://y"]}, FeatureUnsupported, "one"),
         ({"connectors": ["carrier-pigeon://x"]}, ConnectorNotFound, "memory, nats"),
-        ({"connectors": ["kafka://x"]}, ConnectorNotFound, "later release"),
+        ({"connectors": ["https://x"]}, ConnectorNotFound, "later release"),
         ({"connectors": ["localhost"]}, ConfigError, "scheme"),
         ({"connectors": ["nats://"]}, ConfigError, "nats://HOST:PORT"),
         ({"store": "redis://x"}, StoreNotFound, "later release"),

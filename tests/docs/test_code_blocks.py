@@ -10,7 +10,7 @@ How to write a page:
   A command without lines below it may print what it likes. A command must succeed, unless it prints `error SK…`.
 - Below a Python block, a ```` ```text ```` block that begins with `# prints` is what it printed, by the same rules.
 - Commands that need a network or another program (`SHOWN`) are only shown.
-- `nats://127.0.0.1:4222` and `redis://127.0.0.1:6379` are real servers, of the page's own.
+- `nats://127.0.0.1:4222`, `redis://127.0.0.1:6379` and `kafka://127.0.0.1:9092` are real servers, of the page's own.
 """
 
 from __future__ import annotations
@@ -32,15 +32,19 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from synckit_streams.errors import MissingDependency
 from synckit_streams.testing.brokers import NatsServer, RedisServer, Server
+from synckit_streams.testing.kafka_server import KafkaServer
+from synckit_streams.testing.pytest_plugin import lacking
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PIPE_CLOSED = 141
 SHOWN = ("make", "pip", "nats", "nats-server", "redis-cli", "redis-server")
-SERVERS: dict[str, type[NatsServer] | type[RedisServer]] = {
+SERVERS: dict[str, type[NatsServer] | type[RedisServer] | type[KafkaServer]] = {
     "nats://127.0.0.1:4222": NatsServer,
     "redis://127.0.0.1:6379": RedisServer,
+    "kafka://127.0.0.1:9092": KafkaServer,
 }
 
 # What a page takes for granted, where that would only stand in its way.
@@ -122,7 +126,11 @@ class Page:
         printed = ""
         for url, kind in SERVERS.items():
             if url in self.path.read_text(encoding="utf-8"):
-                self.servers[url] = kind().start()
+                try:
+                    self.servers[url] = kind()
+                except MissingDependency as missing:
+                    lacking(str(missing))
+                self.servers[url].start()
         if self.name in GRANTED:
             self.python(Block("python", 1, GRANTED[self.name]))
         for block in blocks(self.path):

@@ -1,0 +1,235 @@
+"""The Kafka connector against a real Apache Kafka: the contract, and what is Kafka's own."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import uuid
+from pathlib import Path
+
+import pytest
+from aiokafka import AIOKafkaConsumer
+from aiokafka.admin import AIOKafkaAdminClient
+
+from synckit_connectors.kafka import KafkaConnector
+from synckit_streams.errors import ConfigError, Rejected, Unauthorised, Unavailable
+from synckit_streams.ports.connector import Announced, Message
+from synckit_streams.testing.connector_contract import ConnectorContract, Factory, bodies, messages, read
+from synckit_streams.testing.kafka_server import KafkaServer
+
+DEADLINE_S = 60.0
+
+
+class TestKafkaConnector(ConnectorContract):
+    """The contract, on a real broker."""
+
+    ahead_bytes_max = 32 * 1024 * 1024  # what is fetched of a partition at a time is 1 MiB, however small the messages
+
+    @pytest.fixture(params=[1, 3], ids=["one-partition", "three-partitions"])
+    def connector_factory(self, kafka_url: str, request: pytest.FixtureRequest) -> Factory:
+        return lambda: KafkaConnector(kafka_url, partitions=request.param)
+
+
+@pytest.fixture
+def topic() -> str:
+    """A topic that nobody had before."""
+    return f"t-{uuid.uuid4().hex[:12]}"
+
+
+async def test_any_client_can_read_a_record(kafka_url: str, topic: str) -> None:
+    """The aggregate id as the key, the headers by CloudEvents' own binding for Kafka, and the data as the value."""
+    connector = KafkaConnector(kafka_url)
+    await connector.open()
+    event = {
+        "ce-specversion": "1.0",
+        "ce-type": "order.placed",
+        "ce-subject": "caf%C3%A9%20%2525",
+        "ce-datacontenttype": "application/json",
+    }
+    sent = Message("m-1", "o-1", event, b'{"n":1}')
+    await connector.send(topic, [sent])
+    assert (await read(connector, topic, 1))[0].message == sent
+    await connector.close()
+    consumer = AIOKafkaConsumer(
+        f"sk-{topic}", bootstrap_servers=kafka_url.removeprefix("kafka://"), auto_offset_reset="earliest"
+    )
+    await consumer.start()
+    async with asyncio.timeout(DEADLINE_S):
+        record = await consumer.getone()
+    await consumer.stop()
+    assert (record.key, record.value) == (b"o-1", b'{"n":1}')
+    assert dict(record.headers) == {
+        "sk-id": b"m-1",
+        "ce_specversion": b"1.0",
+        "ce_type": b"order.placed",
+        "ce_subject": "café %25".encode(),
+        "content-type": b"application/json",
+    }
+
+
+async def test_one_key_has_one_partition_on_every_client(kafka_url: str, topic: str) -> None:
+    """By murmur2, as Kafka's own producer: whoever else writes there keeps the order of an aggregate."""
+    connector = KafkaConnector(kafka_url, partitions=3)
+    await connector.open()
+    # Of Kafka's own Utils.murmur2: 21 -> -973932308, foobar -> -790332482, …; the partition is it & 0x7fffffff % 3.
+    known = {"21": -973932308, "foobar": -790332482, "a-little-bit-long-string": -985981536}
+    await connector.send(topic, [Message(key, key, {}, b"") for key in known])
+    where = {each.message.id: each.partition for each in await read(connector, topic, 3)}
+    assert where == {key: (hash_ & 0x7FFFFFFF) % 3 for key, hash_ in known.items()}
+    await connector.close()
+
+
+async def test_a_topic_that_was_deleted_or_is_shorter_is_told(kafka_url: str, topic: str) -> None:
+    """A reader would wait for ever where its place is no more."""
+    connector = KafkaConnector(kafka_url)
+    await connector.open()
+    await connector.send(topic, messages(5))
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka_url.removeprefix("kafka://"))
+    await admin.start()
+    async with connector.receive(topic, group=None, start={}, batch_max=10) as batches:
+        assert len(await anext(batches)) == 5
+        await admin.delete_topics([f"sk-{topic}"])
+        with pytest.raises(Unavailable, match="put back"):
+            async with asyncio.timeout(DEADLINE_S):
+                await anext(batches)
+    await admin.close()
+    assert [(each.first, each.end) for each in (await connector.bounds(topic)).values()] == [(1, 1)]
+    await connector.close()
+
+
+async def test_more_partitions_than_there_are_is_a_clear_error(kafka_url: str, topic: str) -> None:
+    """A topic keeps the partitions that it was made with; every node has to say the same."""
+    one, three = KafkaConnector(kafka_url), KafkaConnector(kafka_url, partitions=3)
+    await one.open()
+    await three.open()
+    await one.send(topic, messages(1))
+    for call in (three.bounds(topic), three.send(topic, messages(1)), three.lag(topic, group=None, start={})):
+        with pytest.raises(Rejected, match="1 partition") as refused:
+            await call
+        assert "partitions=1" in refused.value.hint
+    await one.close()
+    await three.close()
+
+
+async def test_a_broker_that_is_killed_and_comes_back_is_read_on(kafka_server: KafkaServer) -> None:
+    """Readers and listeners that wait, and a send in between, go on by themselves."""
+    connector = KafkaConnector(kafka_server.url, timeout_s=30)
+    await connector.open()
+    await connector.send("orders", messages(3))
+    await connector.announce("orders", "a", b"1")
+    async with (
+        asyncio.timeout(DEADLINE_S),
+        connector.receive("orders", group=None, start={}, batch_max=10) as batches,
+        connector.listen("orders") as announcements,
+    ):
+        assert len(await anext(batches)) == 3
+        assert [(await anext(announcements)).node for _ in range(2)] == ["a", ""]
+        reading, listening = asyncio.ensure_future(anext(batches)), asyncio.ensure_future(anext(announcements))
+        await asyncio.sleep(0)
+        await asyncio.to_thread(kafka_server.kill)
+        sending = asyncio.ensure_future(connector.send("orders", [Message("m", "k", {}, b"after")]))
+        await asyncio.sleep(0)
+        await asyncio.to_thread(kafka_server.start)
+        assert await sending == {0: 4}
+        assert bodies(await reading) == [b"after"]
+        await connector.announce("orders", "a", b"2")
+        while (heard := await listening) != Announced("a", b"2", 0.0):
+            assert heard.node in ("", "a")
+            listening = asyncio.ensure_future(anext(announcements))
+    await connector.close()
+
+
+async def test_a_broker_that_stays_away_is_unavailable_and_costs_little(
+    kafka_server: KafkaServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After `timeout_s` for whoever was at work, within 3 s for whoever opens; and no attempt follows at once."""
+    caplog.set_level(logging.WARNING, "aiokafka")
+    connector = KafkaConnector(kafka_server.url, timeout_s=1)
+    await connector.open()
+    await connector.send("orders", messages(1))
+    async with connector.receive("orders", group=None, start={0: 1}, batch_max=10) as batches:
+        reading = asyncio.ensure_future(anext(batches))
+        await asyncio.sleep(0)
+        await asyncio.to_thread(kafka_server.kill)
+        async with asyncio.timeout(DEADLINE_S):
+            with pytest.raises(Unavailable):
+                await connector.send("orders", messages(1))
+            with pytest.raises(Unavailable):
+                await reading
+            started = asyncio.get_running_loop().time()
+            with pytest.raises(Unavailable):
+                await connector.open()
+            assert asyncio.get_running_loop().time() - started < 5.0  # 1 s for the old connection, 2.8 s for a new one
+            await connector.close()
+    assert len(caplog.records) < 2000  # it was 6,000 a second
+
+
+async def test_a_broker_that_was_put_back_is_told(kafka_server: KafkaServer, tmp_path: Path) -> None:
+    """A reader that is past the end of a log that was put back."""
+    connector = KafkaConnector(kafka_server.url, timeout_s=30)
+    await connector.open()
+    await connector.send("orders", messages(2))
+    await asyncio.to_thread(kafka_server.stop)
+    shutil.copytree(kafka_server.store_dir, tmp_path / "earlier")
+    await asyncio.to_thread(kafka_server.start)
+    await connector.send("orders", messages(2))
+    async with connector.receive("orders", group=None, start={0: 2}, batch_max=10) as batches:
+        assert len(await anext(batches)) == 2
+        await asyncio.to_thread(kafka_server.stop)
+        shutil.rmtree(kafka_server.store_dir)
+        shutil.copytree(tmp_path / "earlier", kafka_server.store_dir)
+        await asyncio.to_thread(kafka_server.start)
+        with pytest.raises(Unavailable, match="put back"):
+            async with asyncio.timeout(DEADLINE_S):
+                await anext(batches)
+    await connector.close()
+
+
+async def test_a_password_that_is_wrong_is_said(kafka_server: KafkaServer) -> None:
+    """SASL, by the user and password of the URL."""
+    login = "org.apache.kafka.common.security.plain.PlainLoginModule required"
+    users = 'username="broker" password="b" user_broker="b" user_till="a word"'
+    kafka_server.settings = {
+        "listener.security.protocol.map": "PLAINTEXT:SASL_PLAINTEXT,CONTROLLER:PLAINTEXT",
+        "inter.broker.listener.name": "PLAINTEXT",
+        "sasl.enabled.mechanisms": "PLAIN",
+        "sasl.mechanism.inter.broker.protocol": "PLAIN",
+        "listener.name.plaintext.plain.sasl.jaas.config": f"{login} {users};",
+    }
+    await asyncio.to_thread(kafka_server.restart)
+    place = kafka_server.url.removeprefix("kafka://")
+    with pytest.raises(Unauthorised) as refused:
+        await KafkaConnector(f"kafka://till:wrong@{place}").open()
+    assert refused.value.retryable
+    connector = KafkaConnector(f"kafka://till:a%20word@{place}")
+    await connector.open()
+    await connector.send("orders", messages(2))
+    assert len(await read(connector, "orders", 2)) == 2
+    await connector.close()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "kafka://",
+        "kafka://h:x",
+        "kafka://h,",
+        "kafka://h/x",
+        "kafka://h?nope=1",
+        "kafka://h?partitions=0",
+        "kafka://h?replicas=1&min_insync=2",
+        "kafka://h?sasl=GSSAPI",
+        "kafka://h?tls=true&tls_ca=/nowhere.pem",
+    ],
+)
+async def test_a_wrong_url_is_an_error_where_the_connector_is_made(url: str) -> None:
+    with pytest.raises(ConfigError) as wrong:
+        KafkaConnector(url.replace("://h", "://user:secret@h"))
+    assert "secret" not in str(wrong.value)
+
+
+async def test_a_password_is_in_no_text() -> None:
+    connector = KafkaConnector("kafka://user:secret@host:1,other")
+    assert str(connector.address) == "kafka://host:1,other:9092"
+    assert "secret" not in f"{connector.__dict__!r}"
