@@ -185,12 +185,7 @@ class Breakage:
         machine = self._some()
         machine.net.set(out=out, back=back)
         self._hit(fault, f"{machine.name}{'' if out == back else ' hears nothing' if out else ' cannot send'}")
-
-        async def end() -> None:
-            await asyncio.sleep(self._dice.uniform(0.3, 12.0))
-            machine.net.set(out=True, back=True)
-
-        self._soon(end())
+        self._soon(self._heal(machine, self._dice.uniform(0.3, 12.0)))
 
     def _trouble(self, trouble: Trouble) -> Callable[[], Awaitable[None]]:
         async def strike() -> None:
@@ -202,13 +197,17 @@ class Breakage:
 
     async def _die_and_restart(self, machine: Machine, trouble: Trouble) -> None:
         """Wait for the commit at which it dies, and start it again some time later."""
-        machine.disk.trouble = trouble
+        disk = machine.disk
+        disk.trouble = trouble
+        # Half of the crashes wait for a moment at which much is at stake.
+        disk.ripe = (lambda: machine.holds) if self._dice.random() < 0.5 else (lambda: True)
         for _ in range(100):
             await asyncio.sleep(0.1)
-            if machine.disk.trouble is None:
+            if disk.trouble is None:
                 break
-        if machine.disk.trouble is not None:
-            machine.disk.trouble = None
+        disk.ripe = lambda: True
+        if disk.trouble is not None:
+            disk.trouble = None
             return
         name = "crash before commit" if trouble is Trouble.CRASH_BEFORE else "crash after commit before acknowledge"
         self._hit(name, machine.name)
@@ -261,6 +260,7 @@ class Breakage:
             clone.inherited, used = original.memory
             simulation.keys_unique = simulation.keys_unique and not used
         self._hit("clone", f"{original.name} runs as {name} too")
+        self._perhaps_alone(clone)
         await clone.start()
         client = simulation.clients[-1]
         self._soon(client.go_on(simulation.plan.profile.pause_s, simulation.until_s))
@@ -274,7 +274,18 @@ class Breakage:
         disk, acknowledged = backups.pop(self._dice.randrange(len(backups)))
         self._hit("restore from backup", machine.name)
         await machine.replace_disk(disk, acknowledged)
+        self._perhaps_alone(machine)
         self._soon(self._restart(machine))
+
+    def _perhaps_alone(self, machine: Machine) -> None:
+        """Often a machine writes before it meets anybody from whom it could learn what has become of it."""
+        if self._dice.random() < 0.6:
+            machine.net.set(out=False, back=False)
+            self._soon(self._heal(machine, self._dice.uniform(3.0, 12.0)))
+
+    async def _heal(self, machine: Machine, delay_s: float) -> None:
+        await asyncio.sleep(delay_s)
+        machine.net.set(out=True, back=True)
 
     async def _clock(self) -> None:
         machine = self._some()

@@ -9,6 +9,7 @@ nobody wrote. *Stuck*: a node that is not complete long after the last fault.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from synckit_streams.errors import SyncKitError
@@ -33,7 +34,7 @@ async def agree(simulation: Simulation) -> bool:
         return False
     digests = []
     for machine in machines:
-        standing = await machine.run(_standing(machine.node, live=simulation.plan.profile.auto_sync))
+        standing = await machine.run(partial(_standing, live=simulation.plan.profile.auto_sync))
         if standing is None:
             return False
         digests.append(standing)
@@ -104,7 +105,7 @@ async def examine(simulation: Simulation, *, agreed: bool, republished: int) -> 
             continue
         each = Found(machine)
         try:
-            await machine.run(each.look(machine.node))
+            await machine.run(each.look)
         except SyncKitError as error:
             wrong("stuck", f"{machine.name} cannot be read: {error}")
             continue

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine
 from random import Random
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -15,6 +16,8 @@ from synckit_streams.model.event import Draft, Stored
 from synckit_streams.runtime.node import SyncNode
 from synckit_streams.testing.simulation.book import Book, Fact
 from synckit_streams.testing.simulation.machine import Machine
+
+T = TypeVar("T")
 
 UNDECODABLE = b"\xff\xfenot JSON"
 TYPES = ("placed", "changed", "closed")
@@ -99,13 +102,13 @@ class Client:
             events = await node.store.aggregate(topic, aggregate_id)
             return resolution.context, frozenset(event.key for event in events)
 
-        shown = await self._try(read(self._machine.node))
+        shown = await self._try(read)
         if shown is not None:
             self._shown.append((topic, aggregate_id, *shown))
 
     async def _follow(self) -> None:
         """Write something that must come after an event that this node has."""
-        log = await self._try(self._log(self._machine.node))
+        log = await self._try(self._log)
         if log:
             cause = self._dice.choice(log[-20:]).event.key
             await self._write([self._draft(after=(cause,))])
@@ -148,7 +151,7 @@ class Client:
         said = ", ".join(f"{fact.id} to {fact.aggregate_id}" for _, fact in wanted)
         machine.setup.note(machine.name, f"writes {said}")
         try:
-            stored = await machine.run(self._append(machine.node, wanted))
+            stored = await machine.run(lambda node: self._append(node, wanted))
         except SyncKitError as error:
             machine.setup.note(machine.name, f"is told: {error.message}")
             stored = None
@@ -165,7 +168,7 @@ class Client:
                 machine.origins.add(each.event.origin)
         return stored
 
-    async def _try(self, work: Any) -> Any:
+    async def _try(self, work: Callable[[SyncNode], Coroutine[Any, Any, T]]) -> T | None:
         try:
             return await self._machine.run(work)
         except SyncKitError:

@@ -51,6 +51,8 @@ class Disk(ABC):
     def __init__(self, name: str) -> None:
         self.name = name
         self.trouble: Trouble | None = None
+        self.ripe: Callable[[], bool] = lambda: True
+        """Whether the trouble strikes at the commit that is coming."""
         self.full = False
         self.crash: Callable[[], None] = lambda: None
         """Called when the process dies at a commit."""
@@ -68,7 +70,7 @@ class Disk(ABC):
         if self.full and step == "commit":
             raise self._full()
         trouble = self.trouble
-        if trouble is None:
+        if trouble is None or not self.ripe():
             return
         if (step == "committed") != (trouble in (Trouble.CRASH_AFTER, Trouble.FSYNC_DOUBT)):
             return

@@ -11,6 +11,7 @@ import gc
 import logging
 import shutil
 import tempfile
+import traceback
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ CALM_S = 25.0
 """How long is watched, after all have agreed, for messages that nobody needs."""
 LEASE_S = 15.0
 INTERVAL_S = 10.0
+TRACEBACK_MAX = 4
 ROUNDS_MAX = 3
 """How often each node syncs, one after another, before all must agree."""
 
@@ -101,6 +103,8 @@ class Simulation:
             except Deadlock as error:
                 self.outcome.counts["stuck"] += 1
                 self.outcome.reasons.append(f"stuck: {error}")
+            except Exception as error:  # noqa: BLE001 - it fails this seed, and the others are played all the same
+                self.outcome.reasons.append(_told(error))
             finally:
                 if self._folder is not None:
                     shutil.rmtree(self._folder, ignore_errors=True)
@@ -218,7 +222,7 @@ class Simulation:
         if not machine.up and not await machine.start():
             return False
         try:
-            result = await machine.run(machine.node.sync(timeout_s=10.0))
+            result = await machine.run(lambda node: node.sync(timeout_s=10.0))
         except SyncKitError as error:
             self.note(machine.name, f"cannot sync: {error.message}")
             return False
@@ -260,6 +264,13 @@ class Simulation:
                 self.outcome.settled_s = loop.time() - started_s
                 return True
         return False
+
+
+def _told(error: Exception) -> str:
+    """What nobody expected, be it of the shipped code or of the simulation, and where it came from."""
+    last = traceback.extract_tb(error.__traceback__)[-TRACEBACK_MAX:]
+    places = " < ".join(f"{each.name} ({Path(each.filename).name}:{each.lineno})" for each in reversed(last))
+    return f"raised: {error!r} in {places}"
 
 
 @contextmanager

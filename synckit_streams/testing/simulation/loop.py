@@ -19,7 +19,7 @@ T = TypeVar("T")
 _CLOCK_RESOLUTION_S = 1e-6
 
 
-ROUNDS_MAX = 1_000_000
+ROUNDS_MAX = 200_000
 """Of the loop; a simulation takes some ten thousand."""
 
 
@@ -32,6 +32,10 @@ class _NoSelector:
 
     def __init__(self, loop: VirtualLoop) -> None:
         self._loop = loop
+        self._rounds = 0
+
+    def pardon(self) -> None:
+        """Let them end in peace."""
         self._rounds = 0
 
     def select(self, timeout: float | None) -> list[Any]:
@@ -51,7 +55,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def __init__(self) -> None:
         super().__init__()
         self.now_s = 0.0
-        self._selector = _NoSelector(self)
+        self.selector = self._selector = _NoSelector(self)
         self._clock_resolution = _CLOCK_RESOLUTION_S
         self.complaints: list[str] = []
         """What asyncio would have logged: a task that failed and that nobody asked for its result."""
@@ -132,6 +136,7 @@ def run_virtually(work: Coroutine[Any, Any, T], loop: VirtualLoop) -> T:
     try:
         return loop.run_until_complete(work)
     finally:
+        loop.selector.pardon()
         try:
             _cancel_all(loop)
             loop.run_until_complete(loop.shutdown_asyncgens())

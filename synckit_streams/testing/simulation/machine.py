@@ -118,14 +118,19 @@ class Machine:
     def use(self, disk: Disk) -> None:
         """Put this disk in."""
         self.disk = disk
-        disk.alive = lambda: self.up
+        disk.alive = lambda: self.alive
         disk.crash = self.kill
         disk.struck = lambda trouble: self.setup.note(self.name, trouble.value)
 
     @property
-    def up(self) -> bool:
+    def alive(self) -> bool:
         """Whether a process runs."""
         return self._life is not None and not self._life.over
+
+    @property
+    def up(self) -> bool:
+        """Whether the process runs, and its node is open."""
+        return self.alive and self._node is not None
 
     @property
     def node(self) -> SyncNode:
@@ -140,6 +145,11 @@ class Machine:
             return "", False
         return self._store._ledger.origin, bool(self._store._origin)
 
+    @property
+    def holds(self) -> bool:
+        """Whether events wait for their causes here."""
+        return self.up and self._store is not None and len(self._store._ledger.waiting) > 0
+
     # --- its lives ---------------------------------------------------------------------------------------------------
 
     async def start(self) -> bool:
@@ -149,7 +159,7 @@ class Machine:
                 return self.up
             await self._bury()
             life = self._life = Life(self.name)
-            opened = await self.run(self._open(life))
+            opened = await _within(life, self._open(life))
             if not opened:
                 await self._bury()
             return opened is True
@@ -211,7 +221,7 @@ class Machine:
             life = self._life
             self._note_origin()
             try:
-                await self.run(self.node.close())
+                await _within(life, self.node.close())
             except SyncKitError as error:
                 self.setup.note(self.name, f"cannot close: {error.message}")
             finally:
@@ -222,7 +232,7 @@ class Machine:
     async def bury(self) -> None:
         """Wait until nothing of a killed process is left, and learn what it left on its disk."""
         async with self._lock:
-            if not self.up:
+            if not self.alive:
                 await self._bury()
 
     async def _bury(self) -> None:
@@ -246,28 +256,37 @@ class Machine:
         self.origins.add(self.disk.origin())
         self.origins.discard("")
 
-    async def run(self, work: Coroutine[Any, Any, T]) -> T | None:
-        """Let the process do something; None if it died over it.
+    async def run(self, work: Callable[[SyncNode], Coroutine[Any, Any, T]]) -> T | None:
+        """Let the process do something with its node; None if it is down, or died over it.
 
         Raises:
             SyncKitError: what the work raised.
         """
-        assert self._life is not None
-        life = self._life
-        task = life.start(work)
-        await asyncio.wait([task])
-        if task.cancelled() or isinstance(task.exception(), Dead):
+        life, node = self._life, self._node
+        # Between two things that a user does, the machine may have gone down: then nobody answers.
+        if life is None or life.over or node is None:
             return None
-        return task.result()
+        return await _within(life, work(node))
 
     # --- breakdowns --------------------------------------------------------------------------------------------------
 
     async def replace_disk(self, disk: Disk, acknowledged: set[str]) -> None:
         """Kill the process, and put another disk in: a backup."""
         self.kill()
-        await self.bury()
-        self.acknowledged = set(acknowledged)
-        self.use(disk)
+        async with self._lock:
+            self.kill()  # somebody may have started it again while we waited
+            await self._bury()
+            self.acknowledged = set(acknowledged)
+            self.use(disk)
+
+
+async def _within(life: Life, work: Coroutine[Any, Any, T]) -> T | None:
+    """Do something within a process; None if the process died over it."""
+    task = life.start(work)
+    await asyncio.wait([task])
+    if task.cancelled() or isinstance(task.exception(), Dead):
+        return None
+    return task.result()
 
 
 class Watch:

@@ -174,7 +174,7 @@ BUGS = (
     Planted(
         "no-clock-merge",
         "the hybrid clock takes no notice of what was read",
-        (Edit(DRAFTS, "max(now, clock, latest) + 1", "max(now, clock) + 1"),),
+        (Edit(DRAFTS, "        if latest > clock:\n            clock = latest\n", ""),),
     ),
     Planted(
         "arrival-order-tie-break",
@@ -214,14 +214,16 @@ BUGS = (
         (
             Edit(
                 DRAFTS,
-                '            context = vector_bytes(last) if last else b""\n',
-                "            seen = dict(last)\n"
+                "            latest = max(latest, turn.latest(Key(*cause) for cause in draft.after))\n",
+                "            latest = max(latest, turn.latest(Key(*cause) for cause in draft.after))\n"
+                "            read = dict(draft.context or (known.last if known is not None else {}))\n"
                 "            for cause in draft.after:\n"
                 "                if cause[0] == topic:\n"
-                "                    seen[cause[1]] = max(seen.get(cause[1], 0), cause[2])\n"
-                '            context = vector_bytes(seen) if seen else b""\n',
+                "                    read[cause[1]] = max(read.get(cause[1], 0), cause[2])\n"
+                "            context = vector_bytes(read)\n",
             ),
         ),
+        scene="after-is-not-read",
     ),
     Planted(
         "incarnation-never",
@@ -233,6 +235,7 @@ BUGS = (
                 'return origin if node_of(origin) == opening.node else ""',
             ),
         ),
+        profile="faults",
     ),
     Planted(
         "incarnation-by-counter",
@@ -249,6 +252,7 @@ BUGS = (
                 "            draw_origin=lambda: f\"{opening.node}@{self.disk.meta['lives']}\",  # type: ignore\n",
             ),
         ),
+        profile="faults",
     ),
     Planted(
         "incarnation-at-open",
@@ -267,6 +271,7 @@ BUGS = (
         "least-hash-ignored",
         "of two events under one key, each node keeps the one that came first",
         (Edit(TURN, "        if hash > there_hash:\n", "        if True:\n"),),
+        profile="faults",
     ),
     Planted(
         "undecodable-blocks",
@@ -274,8 +279,8 @@ BUGS = (
         (
             Edit(
                 ENVELOPE,
-                "if event_hash(event) == hash else ([], [WRONG_HASH])",
-                'if event_hash(event) == hash and event.payload[:1] == b"{" else ([], [WRONG_HASH])',
+                "            right = event_hash(event) == hash\n",
+                '            right = event_hash(event) == hash and event.payload[:1] == b"{"\n',
             ),
         ),
     ),
@@ -300,11 +305,7 @@ BUGS = (
         "unsent-not-resent",
         "what was published and is not in the log is not published again",
         (
-            Edit(
-                CHANNEL,
-                "                self.lost, self.lost_last = self.lost.union(rest), rest\n",
-                "                self.lost_last = rest\n",
-            ),
+            Edit(CHANNEL, "                self.lost = self.lost.union(rest)\n", ""),
             Edit(
                 CHANNEL,
                 "self.unsent = own.minus(self.places.at_or_past(own, {})).minus(self.out)",
@@ -341,7 +342,7 @@ BUGS = (
     Planted(
         "publication-without-name",
         "an event that is published again is the same message as before",
-        (Edit(ENVELOPE, '    digest.update(f"\\n{message.id}".encode())\n', ""),),
+        (Edit(ENVELOPE, '    digest.update(f"\\n{message.id}".encode(errors="backslashreplace"))\n', ""),),
         scene="same-event-same-place",
     ),
     Planted(

@@ -7,9 +7,9 @@ import multiprocessing.pool
 import os
 import signal
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from synckit_streams.testing.simulation.checks import KINDS
 from synckit_streams.testing.simulation.history import Outcome, play
@@ -52,20 +52,33 @@ class Tally:
         }
 
 
-def _play(job: tuple[int, str]) -> Outcome:
-    seed, profile = job
+def _play(seed: int, profile: str) -> Outcome:
     return play(seed, PROFILES[profile] if profile else None)
 
 
 def play_many(seeds: Sequence[int], profile: str = "", *, jobs: int = 0) -> Iterator[Outcome]:
     """Play seeds, in any order, on `jobs` processes (0: one a core); gives each outcome as it comes."""
-    work = [(seed, profile) for seed in seeds]
+    yield from many(_play, [(seed, profile) for seed in seeds], jobs=jobs)
+
+
+def many(do: Callable[..., T], work: Sequence[tuple[object, ...]], *, jobs: int = 0) -> Iterator[T]:
+    """Call a module's function with each of these arguments on `jobs` processes; gives each answer as it comes."""
     jobs = min(jobs or os.cpu_count() or 1, len(work))
     if jobs <= 1:
-        yield from map(_play, work)
+        yield from (do(*each) for each in work)
         return
     with processes(jobs) as pool:
-        yield from pool.imap_unordered(_play, work, chunksize=1)
+        yield from pool.imap_unordered(_Call(do), work, chunksize=1)
+
+
+class _Call(Generic[T]):
+    """A function of several arguments as one of a tuple, which a pool can hand over."""
+
+    def __init__(self, do: Callable[..., T]) -> None:
+        self._do = do
+
+    def __call__(self, arguments: tuple[object, ...]) -> T:
+        return self._do(*arguments)
 
 
 def processes(jobs: int) -> multiprocessing.pool.Pool:

@@ -91,7 +91,7 @@ class Scene(Simulation):
         self.note(machine.name, f"writes {id} to {aggregate_id}")
         draft = Draft(TOPIC, "changed", aggregate_id, data, id=id, after=after, context=context)
         try:
-            stored = await machine.run(machine.node.append(draft))
+            stored = await machine.run(lambda node: node.append(draft))
         except SyncKitError as error:
             self.note(machine.name, f"is told: {error.message}")
             return Key(TOPIC, "", 0)
@@ -122,11 +122,12 @@ async def _clone_before_writing(scene: Scene) -> None:
     clone = scene.add("n1a", "n1", original.disk.copy("n1a"))
     clone.inherited, _ = original.memory
     await clone.start()
-    for _ in range(3):
-        await scene.write(original)
-        await scene.write(clone)
+    for aggregate_id in "abcdef":
+        await scene.write(original, aggregate_id)
+        await scene.write(clone, aggregate_id)
     await scene.sync("n1", "n2")
-    await scene.write(scene["n2"])
+    for aggregate_id in "abcdef":
+        await scene.write(scene["n2"], aggregate_id)
     await scene.sync("n2", "n1a", "n1")
 
 
@@ -161,6 +162,19 @@ async def _same_event_same_place(scene: Scene) -> None:
     # In place of n1's second event there is now one of n4; n2's own comes third again.
     await scene.write(scene["n4"], "d")
     await scene.sync("n4", "n2", "n1")
+
+
+async def _after_is_not_read(scene: Scene) -> None:
+    """A node has the second event of another one, and not the first; it writes to the first one's aggregate."""
+    await scene.write(scene["n1"], "a")
+    cause = await scene.write(scene["n1"], "b")
+    scene.broker.lose = 1
+    scene.broker.taken = lambda who: scene["n1"].kill()
+    await scene.sync("n1")
+    scene.broker.taken = lambda who: None
+    await scene.sync("n2")
+    await scene.write(scene["n2"], "a", after=(cause,))
+    await scene.sync("n2", "n1")
 
 
 async def _stale_read_overtakes(scene: Scene) -> None:
@@ -212,6 +226,7 @@ SCENES = {
     "clone-before-writing": _Entry(_clone_before_writing),
     "rewound-and-regrown": _Entry(_rewound_and_regrown),
     "same-event-same-place": _Entry(_same_event_same_place, nodes=4),
+    "after-is-not-read": _Entry(_after_is_not_read),
     "stale-read-overtakes": _Entry(_stale_read_overtakes),
     "cause-lost-with-its-disk": _Entry(_cause_lost_with_its_disk),
     "failed-and-written": _Entry(_failed_and_written),
