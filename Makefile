@@ -61,7 +61,7 @@ format: $(VENV)/.dev ## rewrite the code as `make check` wants it
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-test: simulate unit ## what a contributor must see pass (8 minutes on 2 cores)
+test: simulate planted unit ## what a contributor must see pass (8 minutes on 2 cores)
 
 unit: $(VENV)/.dev $(VENV)/.kafka ## the tests without the slow ones and without the simulator's runs
 	$(PYTEST) -n $(WORKERS) -m "not slow"

@@ -6,11 +6,13 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from synckit_streams.cli.terminal import (
     INTERRUPTED,
     JsonFlag,
     complain,
+    plain,
     plain_markup,
     plural,
     progress,
@@ -23,6 +25,7 @@ from synckit_streams.testing.simulator import (
     BUGS,
     PROFILES,
     Caught,
+    Outcome,
     Tally,
     bug_named,
     diff_of,
@@ -31,6 +34,7 @@ from synckit_streams.testing.simulator import (
     play_many,
 )
 
+SEEDS = 300
 REASONS_SHOWN = 5
 ALL = "all"
 
@@ -39,10 +43,13 @@ def simulate(
     seeds: Annotated[
         int | None,
         typer.Option(
-            help="How many histories to play; 300 unless --planted.", min=1, max=1_000_000, show_default=False
+            help="How many histories to play: 300, or what a planted bug may take.",
+            min=1,
+            max=1_000_000,
+            show_default=False,
         ),
     ] = None,
-    first_seed: Annotated[int, typer.Option(help="The first one's seed.", min=0)] = 0,
+    first_seed: Annotated[int | None, typer.Option(help="The first one's seed.", min=0, show_default="0")] = None,
     seed: Annotated[int | None, typer.Option(help="Play this one seed only.", min=0, show_default=False)] = None,
     profile: Annotated[
         str, typer.Option(help=f"One of {', '.join(PROFILES)}; otherwise each seed has its own.", show_default=False)
@@ -79,11 +86,22 @@ def simulate(
     # Each history has an event loop of its own, so there is none here.
     try:
         if planted:
-            failed = _hunt(planted, seeds or 0, show_change=show_change, jobs=jobs, json=json)
+            _only("--planted", seed=seed, profile=profile, trace=trace)
+            if show_change:
+                _show(planted, json=json)
+                return
+            failed = _hunt(planted, seeds or 0, first_seed, jobs=jobs, json=json)
         elif show_change:
             raise ConfigError("--show shows a planted bug", hint="name it: --planted no-hold --show")
+        elif seed is not None:
+            _only("--seed", seeds=seeds, first_seed=first_seed)
+            failed = _replay(seed, _known(profile), trace=trace, json=json)
+        elif trace:
+            raise ConfigError("--trace shows one history", hint="name it: --seed 59 --trace")
         else:
-            failed = _simulate(seeds or 300, first_seed, seed, profile, trace=trace, jobs=jobs, json=json)
+            first_seed = first_seed or 0
+            wanted = range(first_seed, first_seed + (seeds or SEEDS))
+            failed = _simulate(wanted, _known(profile), jobs=jobs, json=json)
     except SyncKitError as error:
         complain(error, json=json)
         raise typer.Exit(1) from None
@@ -93,48 +111,72 @@ def simulate(
         raise typer.Exit(1)
 
 
+def _only(with_option: str, **others: object) -> None:
+    """Refuse options that would be read by nobody.
+
+    Raises:
+        ConfigError: one of them was given.
+    """
+    for name, value in others.items():
+        if value not in (None, "", False):
+            option = "--" + name.replace("_", "-")
+            raise ConfigError(f"{option} has no meaning with {with_option}", hint=f"leave {option} out")
+
+
 # --- histories -------------------------------------------------------------------------------------------------------
 
 
-def _simulate(
-    seeds: int, first_seed: int, seed: int | None, profile: str, *, trace: bool, jobs: int, json: bool
-) -> bool:
+def _known(profile: str) -> str:
     if profile and profile not in PROFILES:
         raise ConfigError(f"there is no profile {profile!r}", hint=f"choose one of {', '.join(PROFILES)}")
-    if trace and seed is None:
-        raise ConfigError("--trace shows one history", hint="name it: --seed 59 --trace")
+    return profile
+
+
+def _replay(seed: int, profile: str, *, trace: bool, json: bool) -> bool:
+    outcome = play(seed, profile, trace=trace)
+    if json and trace:
+        show_json({"seed": seed, "profile": outcome.profile, "timeline": outcome.timeline})
+    elif trace:
+        for line in outcome.timeline:
+            show(line)
     tally = Tally()
-    if seed is not None:
-        outcome = play(seed, profile, trace=trace)
-        tally.add(outcome)
-        if not json:
-            for line in outcome.timeline:
-                show(line)
-    else:
-        wanted = range(first_seed, first_seed + seeds)
-        with progress("playing", len(wanted), unit="histories", quiet=json) as advance:
-            for outcome in play_many(wanted, profile, jobs=jobs):
-                tally.add(outcome)
-                advance.to(tally.seeds)
+    tally.add(outcome)
+    return _report(tally, json=json)
+
+
+def _simulate(seeds: range, profile: str, *, jobs: int, json: bool) -> bool:
+    tally = Tally()
+    with progress("playing", len(seeds), unit="seeds", quiet=json) as advance:
+        for outcome in play_many(seeds, profile, jobs=jobs):
+            tally.add(outcome)
+            advance.to(len(tally.seeds))
+    return _report(tally, json=json)
+
+
+def _report(tally: Tally, *, json: bool) -> bool:
+    """The verdict; gives whether anything failed."""
+    failing = sorted(tally.failing, key=lambda outcome: (outcome.seed, outcome.profile))
     if json:
+        for outcome in failing:
+            show_json({"seed": outcome.seed, "profile": outcome.profile, "reasons": outcome.reasons})
         show_json(tally.as_json())
     else:
-        _say(tally)
-    return bool(tally.failing)
+        _say(tally, failing)
+    return bool(failing)
 
 
-def _say(tally: Tally) -> None:
+def _say(tally: Tally, failing: list[Outcome]) -> None:
     out = results()
-    for outcome in sorted(tally.failing, key=lambda each: each.seed):
+    for outcome in failing:
         out.print(f"[bold red]seed {outcome.seed}[/] ({outcome.profile})", soft_wrap=True)
         for reason in outcome.reasons[:REASONS_SHOWN]:
             out.print(f"  {plain_markup(reason)}", soft_wrap=True)
         again = f"synckit simulate --seed {outcome.seed} --profile {outcome.profile} --trace"
         out.print(f"  again: {again}", markup=False, soft_wrap=True)
     struck = sum(tally.faults.values())
-    verdict = f"[bold red]{len(tally.failing)} failed[/]" if tally.failing else "[bold green]none failed[/]"
+    verdict = f"[bold red]{len(failing)} failed[/]" if failing else "[bold green]none failed[/]"
     out.print(
-        f"{plural(tally.seeds, 'history', 'histories')}, {plural(tally.events, 'event')}, "
+        f"{plural(tally.histories, 'history', 'histories')}, {plural(tally.events, 'event')}, "
         f"{plural(struck, 'fault')}: {verdict}",
         soft_wrap=True,
     )
@@ -143,35 +185,43 @@ def _say(tally: Tally) -> None:
 # --- planted bugs ----------------------------------------------------------------------------------------------------
 
 
-def _hunt(name: str, seeds: int, *, show_change: bool, jobs: int, json: bool) -> bool:
-    if show_change:
-        if name == ALL:
-            raise ConfigError("--show shows one bug", hint=f"name it: {', '.join(bug.name for bug in BUGS)}")
-        show(diff_of(bug_named(name)).rstrip("\n"))
-        return False
-    bugs = BUGS if name == ALL else (bug_named(name),)
-    caught: list[Caught] = []
-    with progress("hunting", len(bugs), unit="bugs", quiet=json) as advance:
-        for each in hunt_many([bug.name for bug in bugs], seeds, jobs=jobs):
-            caught.append(each)
-            advance.to(len(caught))
-    missed = sorted(each.name for each in caught if not each.by)
+def _show(name: str, *, json: bool) -> None:
+    if name == ALL:
+        raise ConfigError("--show shows one bug", hint=f"name it: {', '.join(bug.name for bug in BUGS)}")
+    bug = bug_named(name)
+    change = diff_of(bug)
     if json:
-        show_json({"planted": len(bugs), "caught": len(bugs) - len(missed), "missed": missed})
+        show_json({"bug": bug.name, "why": bug.why, "diff": change})
     else:
-        _say_caught(caught)
+        show(change.rstrip("\n"))
+
+
+def _hunt(name: str, seeds: int, first_seed: int | None, *, jobs: int, json: bool) -> bool:
+    bugs = BUGS if name == ALL else (bug_named(name),)
+    missed: list[str] = []
+    for caught in hunt_many([bug.name for bug in bugs], seeds, first_seed, jobs=jobs):
+        if not caught.by:
+            missed.append(caught.name)
+        if json:
+            show_json(caught.as_json())
+        else:
+            _say_caught(caught)
+    if json:
+        show_json({"planted": len(bugs), "caught": len(bugs) - len(missed), "missed": sorted(missed)})
+    else:
+        verdict = f"[bold red]{len(missed)} missed[/]" if missed else "[bold green]all found[/]"
+        results().print(f"\n{plural(len(bugs), 'planted bug')}: {verdict}")
     return bool(missed)
 
 
-def _say_caught(caught: list[Caught]) -> None:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for head in ("planted bug", "what is wrong with it", "found by"):
-        table.add_column(head, overflow="fold")
-    for each in sorted(caught, key=lambda each: each.name):
-        found = plain_markup(each.by) if each.by else f"[bold red]missed in {plural(each.seeds, 'seed')}[/]"
-        table.add_row(each.name, plain_markup(bug_named(each.name).why), found)
-    out = results()
-    out.print(table)
-    missed = sum(not each.by for each in caught)
-    verdict = f"[bold red]{missed} missed[/]" if missed else "[bold green]all found[/]"
-    out.print(f"\n{plural(len(caught), 'planted bug')}: {verdict}")
+def _say_caught(caught: Caught) -> None:
+    """One row of a table that grows as the bugs are found: each row is a table with the same widths."""
+    row = Table.grid(padding=(0, 2, 0, 0), expand=True)
+    row.add_column(width=1)
+    row.add_column(width=max(len(bug.name) for bug in BUGS))
+    row.add_column(width=max(len(bug.scene) for bug in BUGS) + len("scene "))
+    row.add_column(ratio=1, overflow="fold", style="dim")
+    mark = Text("✓", "green") if caught.by else Text("✗", "bold red")
+    by = Text(caught.by) if caught.by else Text(f"missed in {plural(caught.seeds, 'seed')}", "bold red")
+    row.add_row(mark, caught.name, by, Text(plain(bug_named(caught.name).why)))
+    results().print(row)

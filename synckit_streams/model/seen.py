@@ -153,7 +153,9 @@ class Seen:
         """What is here and not there."""
         left = {}
         for origin, intervals in self.ranges.items():
-            theirs = other.ranges.get(origin)
+            theirs = other.ranges.get(origin, ())
+            if intervals == theirs:  # the common case: two replicas that hold the same
+                continue
             rest = minus(intervals, theirs) if theirs else intervals
             if rest:
                 left[origin] = rest

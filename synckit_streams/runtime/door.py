@@ -176,7 +176,13 @@ class Door:
                 listening = _bind(path)
                 _record(beside, path)
             self._inode = path.stat().st_ino
-            self._server = await asyncio.start_unix_server(self._visit, sock=listening, limit=REQUEST_BYTES_MAX)
+            try:
+                self._server = await asyncio.start_unix_server(self._visit, sock=listening, limit=REQUEST_BYTES_MAX)
+            except BaseException:
+                # An event loop without sockets, for one. Nobody is to knock at what nobody opens.
+                listening.close()
+                self._take_down(path)
+                raise
         except (OSError, NotImplementedError) as error:
             logger.warning("%s: no commands can be handed to this node: %s", self._node.node_id, error)
             return
@@ -193,6 +199,9 @@ class Door:
         for task in visits:
             task.cancel()
         await asyncio.gather(*visits, return_exceptions=True)
+        self._take_down(path)
+
+    def _take_down(self, path: Path) -> None:
         with suppress(OSError):
             if path.stat().st_ino == self._inode:
                 path.unlink()

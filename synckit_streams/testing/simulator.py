@@ -20,8 +20,9 @@ from collections.abc import Iterator, Sequence
 from synckit_streams.errors import ConfigError
 from synckit_streams.testing.simulation import history
 from synckit_streams.testing.simulation.history import Outcome, Simulation
+from synckit_streams.testing.simulation.hunting import Caught, hunt
 from synckit_streams.testing.simulation.patching import diff
-from synckit_streams.testing.simulation.planted import BUGS, BY_NAME, Caught, Planted, hunt
+from synckit_streams.testing.simulation.planted import BUGS, BY_NAME, Planted
 from synckit_streams.testing.simulation.pool import Tally, many, play_many
 from synckit_streams.testing.simulation.profiles import FAULTS, PROFILES
 from synckit_streams.testing.simulation.scenes import SCENES, play_scene
@@ -73,6 +74,8 @@ def diff_of(bug: Planted) -> str:
     return diff(bug.edits)
 
 
-def hunt_many(names: Sequence[str], seeds_max: int = 0, *, jobs: int = 0) -> Iterator[Caught]:
-    """`hunt` for each of these bugs on `jobs` processes (0: one a core); in the order in which they are found."""
-    yield from many(hunt, [(name, seeds_max) for name in names], jobs=jobs)
+def hunt_many(
+    names: Sequence[str], seeds: int = 0, first_seed: int | None = None, *, jobs: int = 0
+) -> Iterator[Caught]:
+    """`hunt` for each of these bugs, in their order, on `jobs` processes (0: one a core)."""
+    yield from many(hunt, [(name, seeds, first_seed) for name in names], jobs=jobs)

@@ -2,7 +2,7 @@
 
 The log is lists in virtual time. The `Weather` says how often a message is dropped, doubled, held back or damaged, and
 how long a call takes; a `Net` is one machine's way to the broker, which may be cut in one direction or in both. The
-log can be put back to an earlier time, with its identity kept, or be made anew.
+log can be put back to an earlier time, with its identity kept, be made anew, or lose its beginning.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from contextvars import Context
-from dataclasses import dataclass, field
 from random import Random
 from typing import NamedTuple
 from zlib import crc32
@@ -23,6 +22,7 @@ from synckit_streams.errors import FeatureUnsupported, Timeout, Unavailable
 from synckit_streams.ports.connector import Announced, Bounds, Delivery, Features, Lag, Message
 from synckit_streams.testing.simulation.disk import Dead
 from synckit_streams.testing.simulation.loop import Life
+from synckit_streams.testing.simulation.weather import Net, Weather, damaged
 
 URL = "sim://broker"
 ANSWER_S = 2.0
@@ -30,43 +30,6 @@ ANSWER_S = 2.0
 
 Note = Callable[[str, str], None]
 """Writes into the timeline: (who, what)."""
-
-
-@dataclass
-class Weather:
-    """How the broker behaves just now; every chance is of one message."""
-
-    latency_s: float = 0.004
-    drop: float = 0.0
-    duplicate: float = 0.0
-    reorder: float = 0.0
-    poison: float = 0.0
-    skip: float = 0.0
-    """One reader does not get a message that is in the log."""
-    digests: bool = True
-    """Whether the control channel works at all."""
-
-
-@dataclass
-class Net:
-    """One machine's way to the broker.
-
-    Args:
-        out: What it sends arrives.
-        back: What is sent to it arrives.
-        rate: Messages a second that it can read; 0 is without a limit.
-    """
-
-    out: bool = True
-    back: bool = True
-    rate: float = 0.0
-    changed: set[asyncio.Event] = field(default_factory=set)
-
-    def set(self, *, out: bool, back: bool) -> None:
-        """The way changes; who waits looks again."""
-        self.out, self.back = out, back
-        for event in self.changed:
-            event.set()
 
 
 class Entry(NamedTuple):
@@ -100,6 +63,8 @@ class _Topic:
         self.identity = identity
         self.epoch = 0
         self.partitions: list[list[Entry]] = [[] for _ in range(partitions)]
+        self.trimmed = [0] * partitions
+        """How much of the beginning of each partition nobody can read any more."""
         self.digests: dict[str, list[tuple[bytes, float]]] = {}
         self.readers: dict[_Reader, None] = {}
         self.listeners: dict[_Listener, None] = {}
@@ -148,6 +113,7 @@ class SimBroker:
         """Put every log, and the digests beside it, back to how they were at a time."""
         for topic in self._topics.values():
             topic.partitions = [[entry for entry in log if entry.at_s <= to_s] for log in topic.partitions]
+            topic.trimmed = [min(each, len(log)) for each, log in zip(topic.trimmed, topic.partitions, strict=True)]
             for node, said in list(topic.digests.items()):
                 topic.digests[node] = [each for each in said if each[1] <= to_s]
                 if not topic.digests[node]:
@@ -159,8 +125,14 @@ class SimBroker:
         for topic in self._topics.values():
             topic.identity = self._identity()
             topic.partitions = [[] for _ in topic.partitions]
+            topic.trimmed = [0 for _ in topic.partitions]
             topic.digests = {}
             self._cut(topic)
+
+    def trim(self, left: int) -> None:
+        """Keep only so many of the last messages of each partition, as retention does."""
+        for topic in self._topics.values():
+            topic.trimmed = [max(0, len(log) - left) for log in topic.partitions]
 
     def _cut(self, topic: _Topic) -> None:
         topic.epoch += 1
@@ -237,24 +209,6 @@ class SimBroker:
             listener.tell(Announced(node, body, 0.0))
 
 
-def damaged(message: Message, dice: Random) -> Message:
-    """The message with something in it changed on the way."""
-    kind = dice.randrange(4)
-    if kind == 0 and message.body:
-        at = dice.randrange(len(message.body))
-        body = message.body[:at] + bytes([message.body[at] ^ 1 << dice.randrange(8)]) + message.body[at + 1 :]
-        return msgspec.structs.replace(message, body=body)
-    if kind == 1:
-        return msgspec.structs.replace(message, body=message.body[: len(message.body) // 2])
-    headers = dict(message.headers)
-    name = dice.choice(sorted(headers))
-    if kind == 2:
-        del headers[name]
-    else:
-        headers[name] = headers[name][::-1] + "x"
-    return msgspec.structs.replace(message, headers=headers)
-
-
 class SimConnector:
     """A connector to the simulated broker; see `synckit_streams.ports.connector.Connector`.
 
@@ -319,15 +273,19 @@ class SimConnector:
         """See `Connector`."""
         await self._go()
         log = self._broker.topic(topic)
-        found = {number: Bounds(log.identity, 1, len(each) + 1) for number, each in enumerate(log.partitions)}
+        found = {
+            number: Bounds(log.identity, log.trimmed[number] + 1, len(each) + 1)
+            for number, each in enumerate(log.partitions)
+        }
         await self._come()
         return found
 
     async def peek(self, topic: str, partition: int, position: int) -> Message | None:
         """See `Connector`."""
         await self._go()
-        entries = self._broker.topic(topic).partitions[partition]
-        found = entries[position - 1].message if 0 < position <= len(entries) else None
+        log = self._broker.topic(topic)
+        entries = log.partitions[partition]
+        found = entries[position - 1].message if log.trimmed[partition] < position <= len(entries) else None
         await self._come()
         return found
 
@@ -453,7 +411,7 @@ class _Reader(_Ear):
         for _ in self._read:
             number = self._turn
             self._turn = (self._turn + 1) % len(self._read)
-            start = self._read[number]
+            start = max(self._read[number], self._topic.trimmed[number])
             entries = self._topic.partitions[number][start : start + most]
             if entries:
                 skip = self._broker.weather.skip

@@ -8,6 +8,7 @@ nobody wrote. *Stuck*: a node that is not complete long after the last fault.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 KINDS = ("lost", "duplicated", "diverged", "causal_violations", "phantom", "stuck")
 REASONS_MAX = 40
+NO_CONNECTOR = "no connector has been reached"
+"""What `Replica.standing` says of a node that is not connected."""
 
 
 async def agree(simulation: Simulation) -> bool:
@@ -74,6 +77,9 @@ class Found:
             self.held += len(summary.held)
             self.digests[topic] = await node.digest(topic)
             self.reasons += node._driver.replica.standing(topic).reasons
+        if not self.machine.setup.auto_sync:
+            # Who syncs now and then is not connected in between; that is not what he is stuck at.
+            self.reasons = tuple(reason for reason in self.reasons if reason != NO_CONNECTOR)
         async with node.store.transaction() as tx:
             self.effects = {str(id): int(times) for id, times in await tx.execute("SELECT id, times FROM effects")}
             self.totals = {
@@ -110,12 +116,13 @@ async def examine(simulation: Simulation, *, agreed: bool, republished: int) -> 
             wrong("stuck", f"{machine.name} cannot be read: {error}")
             continue
         found.append(each)
-        if not agreed and (each.held or each.reasons):
-            wrong("stuck", f"{machine.name}: {'; '.join(each.reasons) or f'{each.held} held'}")
     _examine_presence(simulation, found, wrong)
     for each in found:
         _examine_log(simulation, each, wrong)
     await _examine_agreement(simulation, found, wrong)
+    for each in () if agreed else found:
+        if each.held or each.reasons:
+            wrong("stuck", f"{each.machine.name}: {'; '.join(each.reasons) or f'{each.held} held'}")
     if not agreed and not outcome.reasons:
         wrong("stuck", "they agree, and do not know it")
     profile = simulation.plan.profile
@@ -150,24 +157,22 @@ def _examine_presence(simulation: Simulation, found: Sequence[Found], wrong: _Wr
 def _examine_log(simulation: Simulation, found: Found, wrong: _Wrong) -> None:
     book, name = simulation.book, found.machine.name
     position: dict[Key, int] = {}
-    first: set[str] = set()
+    times: Counter[str] = Counter()
     for at, stored in enumerate(found.log):
         event = stored.event
         fact = book.facts.get(event.id)
         if fact is None or not same_content(fact, event):
             wrong("phantom", f"{event.id} on {name} was never written like that")
-        if event.key in position:
-            wrong("duplicated", f"{event.key} stands twice in the log of {name}")
-        if not stored.twin:
-            if event.id in first:
-                wrong("duplicated", f"the log of {name} shows {event.id} twice")
-            first.add(event.id)
+        # A key that stands twice counts also where its event is a twin.
+        times[event.id] += not stored.twin or event.key in position
         position[event.key] = at
-    for id in first:
-        times = found.effects.get(id, 0)
-        if times != 1:
-            wrong("duplicated", f"{id} had its effect {times} times on {name}", abs(times - 1))
-    for id in found.effects.keys() - first:
+    for id, shown in sorted(times.items()):
+        # A fact that is twice in the log has its effect twice for that: it is one and the same duplicate.
+        if shown > 1:
+            wrong("duplicated", f"{id} stands {shown} times in the log of {name}", shown - 1)
+        elif (effects := found.effects.get(id, 0)) != 1:
+            wrong("duplicated", f"{id} had its effect {effects} times on {name}", abs(effects - 1))
+    for id in sorted(found.effects.keys() - times.keys()):
         wrong("phantom", f"{id} had an effect on {name} and is not in its log")
     if simulation.keys_unique:
         _examine_order(simulation, found, position, wrong)

@@ -24,6 +24,7 @@ from synckit_streams.model.event import Event
 from synckit_streams.stores.ledger_store import LedgerStore
 from synckit_streams.stores.memory import MemoryDisk, MemoryStore
 from synckit_streams.stores.sqlite import SqliteStore
+from synckit_streams.sync.ledger import Row
 
 _decode_event = msgspec.msgpack.Decoder(Event).decode
 
@@ -52,7 +53,7 @@ class Disk(ABC):
         self.name = name
         self.trouble: Trouble | None = None
         self.ripe: Callable[[], bool] = lambda: True
-        """Whether the trouble strikes at the commit that is coming."""
+        """Asked at each commit at which the trouble could strike, whether it does."""
         self.full = False
         self.crash: Callable[[], None] = lambda: None
         """Called when the process dies at a commit."""
@@ -70,9 +71,9 @@ class Disk(ABC):
         if self.full and step == "commit":
             raise self._full()
         trouble = self.trouble
-        if trouble is None or not self.ripe():
+        if trouble is None or (step == "committed") != (trouble in (Trouble.CRASH_AFTER, Trouble.FSYNC_DOUBT)):
             return
-        if (step == "committed") != (trouble in (Trouble.CRASH_AFTER, Trouble.FSYNC_DOUBT)):
+        if not self.ripe():
             return
         self.trouble = None
         self.struck(trouble)
@@ -155,6 +156,11 @@ class InMemory(Disk):
         self.disk.rows[position - 1] = None
         self.disk.ids[row.event.id].remove(position)
         self.disk.aggregates[row.event.topic, row.event.aggregate_id].remove(position)
+
+    def repeat(self, key: Key) -> None:
+        """Put one event into the log once more behind the store's back, for a test of the checks."""
+        row = self.disk.row(self.disk.keys[key])
+        self.disk.rows.append(Row(len(self.disk.rows) + 1, row.event, row.hash, row.twin))
 
 
 class OnFile(Disk):

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -87,16 +87,19 @@ class Simulation:
         self.setup: Setup
         self.until_s = 0.0
         """When the users stop writing."""
+        self.settled: Callable[[], None] = lambda: None
+        """Called when all is over, before it is counted."""
         self.keys_unique = True
         """Whether each key was given to one event. Only a machine cloned while it runs breaks that; what was read
         under such a key is then not what others find there, so that neither heads nor causes can be judged."""
         self._trace = trace
-        self._loop = VirtualLoop()
+        self._loop: VirtualLoop
         self._dice = Random(f"{seed} {self.plan.profile.name}")
         self._folder: Path | None = None
 
     def run(self) -> Outcome:
         """Play it."""
+        self._loop = VirtualLoop()
         with _quietly():
             try:
                 run_virtually(self._play(), self._loop)
@@ -136,6 +139,7 @@ class Simulation:
             self.note("----", "all agree")
             await self._stay_calm()
         after = sum(self.broker.published.values())
+        self.settled()
         await checks.examine(self, agreed=agreed, republished=after - before)
 
     def _build(self) -> None:

@@ -17,10 +17,11 @@ from synckit_streams.runtime.node import SyncNode
 from synckit_streams.stores.ledger_store import LedgerStore
 from synckit_streams.sync.conflict import ConflictResolver
 from synckit_streams.testing.simulation.book import Book
-from synckit_streams.testing.simulation.broker import Net, Note, SimBroker, SimConnector
+from synckit_streams.testing.simulation.broker import Note, SimBroker, SimConnector
 from synckit_streams.testing.simulation.disk import Dead, Disk
 from synckit_streams.testing.simulation.loop import Life
 from synckit_streams.testing.simulation.models import Effects, Totals
+from synckit_streams.testing.simulation.weather import Net
 
 T = TypeVar("T")
 

@@ -7,12 +7,9 @@ docs/explanation/simulation.md.
 
 from __future__ import annotations
 
-import importlib
-import time
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
-from synckit_streams.testing.simulation.patching import Edit, changed
+from synckit_streams.testing.simulation.patching import Edit
 
 ARRIVALS = "synckit_streams.sync.arrivals"
 CHANNEL = "synckit_streams.sync.channel"
@@ -39,8 +36,9 @@ class Planted:
         name: As `--planted` takes it.
         why: What is wrong with it, in a line.
         edits: The change.
-        seeds: How many seeds it may take at most.
+        seeds: How many seeds it may take at most, from 0 on.
         profile: Which seeds find it best; "" for each seed's own profile.
+        sooner: A seed of that profile that is known to find it quickly, and is played first.
         scene: The scripted scene that finds it; "" if seeds do.
     """
 
@@ -49,6 +47,7 @@ class Planted:
     edits: tuple[Edit, ...]
     seeds: int = 40
     profile: str = ""
+    sooner: int = 0
     scene: str = ""
 
 
@@ -60,16 +59,24 @@ BUGS = (
             Edit(ARRIVALS, "if (here and turn.hash_of(event.key) == hash) or (waiting", "if (waiting"),
             Edit(ARRIVALS, "        elif here:\n            turn.take(event, hash)\n", "        elif False:\n"),
         ),
+        profile="rotation",
+        sooner=3,
+        seeds=1,
     ),
     Planted(
         "effect-on-twin",
         "a fact that was written on two nodes has its effect twice",
         (Edit(PROJECTOR, "                if not each.twin\n                and (", "                if ("),),
+        profile="rotation",
+        sooner=6,
     ),
     Planted(
         "seen-by-max",
         "whoever has the last event is taken to have all before it",
         (Edit(STREAM, "            ranges.append((seq, seq))\n", "            ranges[:] = [(1, seq)]\n"),),
+        profile="rotation",
+        sooner=2,
+        seeds=3,
     ),
     Planted(
         "text-counters",
@@ -81,22 +88,33 @@ BUGS = (
                 "left = [event for event in found if str(covered.get(event.origin, 0)) < str(event.seq)]",
             ),
         ),
+        profile="rotation",
+        sooner=35,
+        seeds=4,
     ),
     Planted(
         "no-hold",
         "an event is stored before what its writer had read",
         (Edit(ARRIVALS, "        if cause is not None:\n", "        if False and cause is not None:\n"),),
+        profile="rotation",
+        sooner=10,
+        seeds=5,
     ),
     Planted(
         "hold-ignores-after",
         "only the aggregate's own causes are waited for",
         (Edit(LEDGER, "        if event.after_bytes:\n", "        if False and event.after_bytes:\n"),),
+        profile="rotation",
+        sooner=21,
+        seeds=8,
     ),
     Planted(
         "held-in-memory",
         "what waits for its cause is acknowledged, and is not on the disk",
         (Edit(ARRIVALS, "    turn.changes.held_added[hash] = event\n", ""),),
         profile="silent",
+        sooner=7,
+        seeds=14,
     ),
     Planted(
         "offset-before-commit",
@@ -109,6 +127,8 @@ BUGS = (
             ),
         ),
         profile="silent",
+        sooner=7,
+        seeds=5,
     ),
     Planted(
         "effect-apart-from-offset",
@@ -121,6 +141,7 @@ BUGS = (
                 "            await tx.set_offset(consumer, page[-1].offset)\n",
             ),
         ),
+        scene="killed-at-each-commit",
     ),
     Planted(
         "answer-before-commit",
@@ -137,11 +158,16 @@ BUGS = (
                 "            return []\n",
             ),
         ),
+        profile="rotation",
+        sooner=10,
+        seeds=6,
     ),
     Planted(
         "mirror-ahead-of-disk",
         "after a commit that failed, the ledger goes on as if it had not",
         (Edit(LEDGER_STORE, "            self._stale = True\n            failure =", "            failure ="),),
+        profile="rotation",
+        sooner=25,
     ),
     Planted(
         "acknowledge-before-commit",
@@ -155,6 +181,8 @@ BUGS = (
             ),
         ),
         profile="silent",
+        sooner=2,
+        seeds=28,
     ),
     Planted(
         "partial-commit",
@@ -170,11 +198,17 @@ BUGS = (
                 "        if origin:\n",
             ),
         ),
+        profile="rotation",
+        sooner=24,
+        seeds=26,
     ),
     Planted(
         "no-clock-merge",
         "the hybrid clock takes no notice of what was read",
         (Edit(DRAFTS, "        if latest > clock:\n            clock = latest\n", ""),),
+        profile="rotation",
+        sooner=16,
+        seeds=8,
     ),
     Planted(
         "arrival-order-tie-break",
@@ -196,6 +230,9 @@ BUGS = (
                 "max(conflict.heads, key=lambda head: head.at_packed)",
             ),
         ),
+        profile="rotation",
+        sooner=10,
+        seeds=15,
     ),
     Planted(
         "totals-added",
@@ -207,6 +244,9 @@ BUGS = (
                 "            previous = None\n",
             ),
         ),
+        profile="rotation",
+        sooner=10,
+        seeds=77,
     ),
     Planted(
         "after-inside-context",
@@ -235,7 +275,9 @@ BUGS = (
                 'return origin if node_of(origin) == opening.node else ""',
             ),
         ),
-        profile="faults",
+        profile="silent",
+        sooner=3,
+        seeds=17,
     ),
     Planted(
         "incarnation-by-counter",
@@ -253,6 +295,8 @@ BUGS = (
             ),
         ),
         profile="faults",
+        sooner=3,
+        seeds=30,
     ),
     Planted(
         "incarnation-at-open",
@@ -271,7 +315,8 @@ BUGS = (
         "least-hash-ignored",
         "of two events under one key, each node keeps the one that came first",
         (Edit(TURN, "        if hash > there_hash:\n", "        if True:\n"),),
-        profile="faults",
+        profile="silent",
+        sooner=10,
     ),
     Planted(
         "undecodable-blocks",
@@ -283,6 +328,9 @@ BUGS = (
                 '            right = event_hash(event) == hash and event.payload[:1] == b"{"\n',
             ),
         ),
+        profile="rotation",
+        sooner=16,
+        seeds=20,
     ),
     Planted(
         "suppress-for-ever",
@@ -294,12 +342,31 @@ BUGS = (
                 "                pass\n",
             ),
         ),
+        profile="rotation",
+        sooner=2,
+        seeds=29,
     ),
     Planted(
         "no-place-in-digest",
-        "a digest does not say where its reader stands: who lags looks like one that lost data",
+        "a digest does not say where its reader stands, so that nothing in the log is ever owed to it",
         (Edit(REPLICA, "            places=channel.next_positions(),\n", "            places={},\n"),),
+        profile="rotation",
+        sooner=22,
+        seeds=8,
+    ),
+    Planted(
+        "lag-taken-for-loss",
+        "a peer is owed all that it lacks, also what it has yet to read in the log",
+        (
+            Edit(
+                CHANNEL,
+                "return lacks.minus(self.places.at_or_past(lacks, threshold)).minus(self.out)",
+                "return lacks.minus(self.out)",
+            ),
+        ),
         profile="overload",
+        sooner=2,
+        seeds=8,
     ),
     Planted(
         "unsent-not-resent",
@@ -312,7 +379,9 @@ BUGS = (
                 "self.unsent = own.minus(self.places.at_or_past(own, {})).minus(self.out).minus(self.sent_before)",
             ),
         ),
-        profile="silent",
+        profile="rotation",
+        sooner=11,
+        seeds=34,
     ),
     Planted(
         "unsent-forgotten",
@@ -336,7 +405,6 @@ BUGS = (
                 "return None if message is None else True",
             ),
         ),
-        profile="silent",
         scene="rewound-and-regrown",
     ),
     Planted(
@@ -349,7 +417,7 @@ BUGS = (
         "identity-ignored",
         "a log that was deleted and made again is read on from the old position",
         (Edit(REPLICA, "        if stored.log != identity:\n", "        if False:\n"),),
-        profile="silent",
+        scene="recreated-and-trimmed",
     ),
     Planted(
         "no-prev",
@@ -385,56 +453,9 @@ BUGS = (
                 "            if False:\n",
             ),
         ),
-        profile="faults",
+        profile="silent",
+        sooner=4,
     ),
 )
 
 BY_NAME = {bug.name: bug for bug in BUGS}
-
-
-class Caught(NamedTuple):
-    """How one bug was found, or not.
-
-    Args:
-        name: Of the bug.
-        by: "seed 12 (silent)" or "scene cause-lost"; "" if it was missed.
-        seeds: How many seeds were played.
-        reasons: What was wrong.
-        took_s: Seconds.
-    """
-
-    name: str
-    by: str
-    seeds: int
-    reasons: tuple[str, ...]
-    took_s: float
-
-
-def hunt(name: str, seeds_max: int = 0) -> Caught:
-    """Plant one bug, and play until something is wrong.
-
-    Args:
-        name: Of the bug.
-        seeds_max: Most seeds; 0 takes the bug's own number.
-    """
-    bug = BY_NAME[name]
-    started = time.perf_counter()
-    with changed(bug.edits):
-        # By name: these are other modules than those that this one was imported with.
-        history: Any = importlib.import_module("synckit_streams.testing.simulation.history")
-        profiles: Any = importlib.import_module("synckit_streams.testing.simulation.profiles")
-        scenes: Any = importlib.import_module("synckit_streams.testing.simulation.scenes")
-        if bug.scene:
-            outcome = scenes.play_scene(bug.scene)
-            if outcome.failed:
-                took_s = time.perf_counter() - started
-                return Caught(name, f"scene {bug.scene}", 0, tuple(outcome.reasons), took_s)
-        played = 0
-        for seed in range(0 if bug.scene and not seeds_max else seeds_max or bug.seeds):
-            profile = profiles.PROFILES[bug.profile] if bug.profile else None
-            outcome = history.play(seed, profile, memory=True)
-            played += 1
-            if outcome.failed:
-                took_s = time.perf_counter() - started
-                return Caught(name, f"seed {seed} ({outcome.profile})", played, tuple(outcome.reasons), took_s)
-    return Caught(name, "", played, (), time.perf_counter() - started)

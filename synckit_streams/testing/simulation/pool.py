@@ -8,12 +8,13 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from synckit_streams.testing.simulation.checks import KINDS
 from synckit_streams.testing.simulation.history import Outcome, play
-from synckit_streams.testing.simulation.profiles import FAULTS, PROFILES
+from synckit_streams.testing.simulation.profiles import FAULTS, PROFILES, histories_of
 
 T = TypeVar("T")
 
@@ -22,7 +23,8 @@ T = TypeVar("T")
 class Tally:
     """The sum of many outcomes."""
 
-    seeds: int = 0
+    seeds: set[int] = field(default_factory=set)
+    histories: int = 0
     events: int = 0
     published: int = 0
     counts: Counter[str] = field(default_factory=Counter)
@@ -32,7 +34,8 @@ class Tally:
 
     def add(self, outcome: Outcome) -> None:
         """One more."""
-        self.seeds += 1
+        self.seeds.add(outcome.seed)
+        self.histories += 1
         self.events += outcome.events
         self.published += outcome.published
         self.counts.update(outcome.counts)
@@ -44,7 +47,7 @@ class Tally:
     def as_json(self) -> dict[str, object]:
         """The summary line."""
         return {
-            "seeds": self.seeds,
+            "seeds": len(self.seeds),
             "faults": list(FAULTS),
             "events": self.events,
             **{kind: self.counts[kind] for kind in KINDS},
@@ -53,22 +56,22 @@ class Tally:
 
 
 def _play(seed: int, profile: str) -> Outcome:
-    return play(seed, PROFILES[profile] if profile else None)
+    return play(seed, PROFILES[profile])
 
 
 def play_many(seeds: Sequence[int], profile: str = "", *, jobs: int = 0) -> Iterator[Outcome]:
-    """Play seeds, in any order, on `jobs` processes (0: one a core); gives each outcome as it comes."""
-    yield from many(_play, [(seed, profile) for seed in seeds], jobs=jobs)
+    """Play seeds on `jobs` processes (0: one a core), as `histories_of` says; gives each outcome as it comes."""
+    yield from many(_play, histories_of(seeds, profile), jobs=jobs)
 
 
 def many(do: Callable[..., T], work: Sequence[tuple[object, ...]], *, jobs: int = 0) -> Iterator[T]:
-    """Call a module's function with each of these arguments on `jobs` processes; gives each answer as it comes."""
+    """Call a module's function with each of these arguments on `jobs` processes; gives the answers in their order."""
     jobs = min(jobs or os.cpu_count() or 1, len(work))
     if jobs <= 1:
         yield from (do(*each) for each in work)
         return
     with processes(jobs) as pool:
-        yield from pool.imap_unordered(_Call(do), work, chunksize=1)
+        yield from pool.imap(_Call(do), work, chunksize=1)
 
 
 class _Call(Generic[T]):
@@ -83,7 +86,21 @@ class _Call(Generic[T]):
 
 def processes(jobs: int) -> multiprocessing.pool.Pool:
     """A pool whose processes leave Ctrl-C to their parent. Left with an error, its processes are ended at once."""
-    return multiprocessing.get_context("spawn").Pool(jobs, initializer=_leave_interrupts)
+    with _interrupts_wait():
+        return multiprocessing.get_context("spawn").Pool(jobs, initializer=_leave_interrupts)
+
+
+@contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Ctrl-C is heard afterwards; a process that is started meanwhile does not hear it before it can ignore it."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _leave_interrupts() -> None:

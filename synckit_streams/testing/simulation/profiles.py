@@ -6,7 +6,7 @@ So the profiles differ in what they take away. Each run goes through all of them
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -104,6 +104,20 @@ _ROUND = (
 def profile_of(seed: int) -> Profile:
     """Which profile a seed plays, if nobody chooses another one."""
     return PROFILES[_ROUND[seed % len(_ROUND)]]
+
+
+def histories_of(seeds: Sequence[int], profile: str = "") -> list[tuple[int, str]]:
+    """Which histories a run of these seeds plays, as seed and profile.
+
+    Each seed plays its own profile, unless one is chosen for all. In a run of few seeds some of them play another
+    profile as well, so that none is left out.
+    """
+    if profile or not seeds:
+        return [(seed, profile) for seed in seeds]
+    found = [(seed, profile_of(seed).name) for seed in seeds]
+    played = {name for _, name in found}
+    left = [name for name in PROFILES if name not in played]
+    return found + [(seeds[number % len(seeds)], name) for number, name in enumerate(left)]
 
 
 @dataclass(frozen=True)

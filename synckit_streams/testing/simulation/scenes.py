@@ -23,6 +23,8 @@ from synckit_streams.testing.simulation.machine import Machine
 from synckit_streams.testing.simulation.profiles import Plan, Profile
 
 TOPIC = "orders"
+COMMITS_MAX = 14
+"""More than a meeting of one event has."""
 Script = Callable[["Scene"], Awaitable[None]]
 
 
@@ -147,6 +149,17 @@ async def _rewound_and_regrown(scene: Scene) -> None:
     await scene.sync("n3", "n1")
 
 
+async def _recreated_and_trimmed(scene: Scene) -> None:
+    """The log is deleted and made again, and its beginning, where a reader stood in the old one, is gone already."""
+    await scene.write(scene["n1"])
+    await scene.sync("n1")
+    scene.broker.reset()
+    for _ in range(3):
+        scene.broker.junk(TOPIC)
+    scene.broker.trim(1)
+    await scene.sync("n1", "n2")
+
+
 async def _same_event_same_place(scene: Scene) -> None:
     """The log is put back; an event comes to lie just where it lay, and others where something else lay."""
     await scene.write(scene["n1"])
@@ -206,6 +219,28 @@ async def _cause_lost_with_its_disk(scene: Scene) -> None:
         await scene.sync("n2", "n3")
 
 
+async def _killed_at_each_commit(scene: Scene) -> None:
+    """A process is killed at the first commit after a write, at the second one, and so on; and it starts again."""
+    machine = scene["n1"]
+    for number in range(COMMITS_MAX):
+        for trouble in (Trouble.CRASH_BEFORE, Trouble.CRASH_AFTER):
+            await scene.write(machine)
+            machine.disk.ripe = _after(number)
+            machine.disk.trouble = trouble
+            await scene.sync("n1")
+            machine.disk.trouble = None
+            await machine.bury()
+            await machine.start()
+    machine.disk.ripe = lambda: True
+    await scene.sync("n1", "n2")
+
+
+def _after(commits: int) -> Callable[[], bool]:
+    """Whether so many commits have passed."""
+    left = iter(range(commits))
+    return lambda: next(left, None) is None
+
+
 async def _failed_and_written(scene: Scene) -> None:
     """The disk reports an error, and what was written is there all the same."""
     await scene.write(scene["n1"])
@@ -225,10 +260,12 @@ class _Entry:
 SCENES = {
     "clone-before-writing": _Entry(_clone_before_writing),
     "rewound-and-regrown": _Entry(_rewound_and_regrown),
+    "recreated-and-trimmed": _Entry(_recreated_and_trimmed),
     "same-event-same-place": _Entry(_same_event_same_place, nodes=4),
     "after-is-not-read": _Entry(_after_is_not_read),
     "stale-read-overtakes": _Entry(_stale_read_overtakes),
     "cause-lost-with-its-disk": _Entry(_cause_lost_with_its_disk),
+    "killed-at-each-commit": _Entry(_killed_at_each_commit),
     "failed-and-written": _Entry(_failed_and_written),
 }
 
