@@ -81,7 +81,7 @@ class Channel:
         self.said: object = None
         self.said_ms = -(10**12)
         self.goal = Seen()
-        """Own events that the present meeting has to see in the log."""
+        """What the present meeting has to see in the log: own events, and what it repairs."""
         self.patience_ms = 0
         """How much longer the present meeting may wait at random."""
         self.told = True

@@ -427,6 +427,8 @@ class Replica:
         if not owed:
             return []
         channel.fly(owed)
+        # Whose meeting ended here would take it back before the broker has it, at this meeting and at each later one.
+        channel.goal = channel.goal.union(owed)
         return [protocol.Publish(channel.link, channel.topic, owed, True)]
 
     # --- time --------------------------------------------------------------------------------------------------------

@@ -496,6 +496,24 @@ class TestMeeting:
         script.tick(hurry=True)
         assert self.settled(script)
 
+    def test_it_waits_for_the_broker_to_take_what_it_owes(self) -> None:
+        """Also when it has nothing new to say: who left at once would take the repair back, at each meeting anew."""
+        script = joined()
+        script.read(3, (THEIRS, 1, 3))
+        self.meet(script)
+        script.hear(span(THEIRS, (1, 2)), node="till-3", place=4)
+        script.tick(ANNOUNCE_MS)  # it has said all that there is to be said
+        script.tick(SPREAD_MS, hurry=True)
+        (owed,) = of_kind([*script.tick(SPREAD_MS, hurry=True), *script.looked()], Publish)
+        script.tick(hurry=True)
+        assert not self.settled(script)
+        script.sent(owed.events, barrier=4)
+        script.tick(hurry=True)
+        assert not self.settled(script)
+        script.read(4, (THEIRS, 3, 3))
+        script.tick(hurry=True)
+        assert self.settled(script)
+
     def test_its_random_waits_are_two_seconds_in_all(self) -> None:
         """Then it ends, with its debts; what a peer loses again and again cannot hold it up."""
         script = joined()
