@@ -30,7 +30,8 @@ class Batch(NamedTuple):
 
     Args:
         stored: The events in commit order, each fact once (twins are left out).
-        changes: For a projection with `resolved = True`: one per aggregate that the page touches.
+        changes: For a projection with `resolved = True`: one per aggregate that the page touches, among those of which
+            it was given an event, now or before. A twin or an event of another type changes them too.
     """
 
     stored: Sequence[Stored]

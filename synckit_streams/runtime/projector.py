@@ -92,15 +92,12 @@ class Projector:
             if not page and offset is None:
                 # Where it stands is kept even when nothing was there, so that `reset` runs once.
                 await tx.set_offset(consumer, Offset(store.id, 0))
+            ours = [each for each in page if not projection.topics or each.event.topic in projection.topics]
             wanted = [
-                each
-                for each in page
-                if not each.twin
-                and (not projection.topics or each.event.topic in projection.topics)
-                and (not projection.types or each.event.type in projection.types)
+                each for each in ours if not each.twin and (not projection.types or each.event.type in projection.types)
             ]
-            if wanted:
-                changes = await self._changes(store, tx, projection, wanted) if projection.resolved else ()
+            changes = await self._changes(store, tx, projection, wanted, ours) if projection.resolved else ()
+            if wanted or changes:
                 await self._run(projection, projection.apply(Batch(wanted, changes), tx))
             if page:
                 await tx.set_offset(consumer, page[-1].offset)
@@ -129,11 +126,25 @@ class Projector:
             ) from error
 
     async def _changes(
-        self, store: EventStore, tx: Transaction, projection: Projection, wanted: Sequence[Stored]
+        self,
+        store: EventStore,
+        tx: Transaction,
+        projection: Projection,
+        wanted: Sequence[Stored],
+        ours: Sequence[Stored],
     ) -> list[Change]:
-        touched = dict.fromkeys((each.event.topic, each.event.aggregate_id) for each in wanted)
+        # What a projection does not want changes what its aggregates resolve to all the same: an event of another
+        # type may be the last write, and a twin brings what its writer knew.
+        follows = {(each.event.topic, each.event.aggregate_id) for each in wanted}
+        touched = dict.fromkeys((each.event.topic, each.event.aggregate_id) for each in ours)
         changes: list[Change] = []
         for topic, aggregate_id in touched:
+            key = (projection.name, topic, aggregate_id)
+            rows = await tx.execute(
+                "SELECT data FROM projection_applied WHERE projection = ? AND topic = ? AND aggregate_id = ?", key
+            )
+            if not rows and (topic, aggregate_id) not in follows:
+                continue
             events = await store.aggregate(topic, aggregate_id)
             try:
                 current = resolve(self._resolver, conflict_of(topic, aggregate_id, events)).data
@@ -141,10 +152,6 @@ class Projector:
                 raise ProjectionFailed(
                     f"the projection {projection.name!r} has no state for {aggregate_id!r}: {error.message}"
                 ) from error
-            key = (projection.name, topic, aggregate_id)
-            rows = await tx.execute(
-                "SELECT data FROM projection_applied WHERE projection = ? AND topic = ? AND aggregate_id = ?", key
-            )
             previous = msgspec.json.decode(rows[0][0]) if rows else None
             if rows and previous == current:
                 continue
