@@ -58,6 +58,8 @@ class Disk(ABC):
         self.crash: Callable[[], None] = lambda: None
         """Called when the process dies at a commit."""
         self.alive: Callable[[], bool] = lambda: True
+        self.commits: Callable[[], None] = lambda: None
+        """Called at each commit, before anything happens to it."""
         self.struck: Callable[[Trouble], None] = lambda trouble: None
         """Told which trouble has struck."""
         # What the oracle knows of the log: how far it has looked, and per aggregate the keys in commit order.
@@ -68,6 +70,7 @@ class Disk(ABC):
         """See `Probe`."""
         if not self.alive():
             raise Dead
+        self.commits()
         if self.full and step == "commit":
             raise self._full()
         trouble = self.trouble

@@ -121,6 +121,7 @@ class Machine:
         self.disk = disk
         disk.alive = lambda: self.alive
         disk.crash = self.kill
+        disk.commits = self._note_ledger
         disk.struck = lambda trouble: self.setup.note(self.name, trouble.value)
 
     @property
@@ -252,10 +253,14 @@ class Machine:
         self.setup.book.learn(self.disk, self.name, self.origins)
 
     def _note_origin(self) -> None:
-        if self._store is not None and (ledger := getattr(self._store, "_ledger", None)) is not None:
-            self.origins.add(ledger.origin)
+        self._note_ledger()
         self.origins.add(self.disk.origin())
         self.origins.discard("")
+
+    def _note_ledger(self) -> None:
+        # Also when the commit fails: what is on the disk all the same was written here.
+        if self._store is not None and (ledger := getattr(self._store, "_ledger", None)) is not None:
+            self.origins.add(ledger.origin)
 
     async def run(self, work: Callable[[SyncNode], Coroutine[Any, Any, T]]) -> T | None:
         """Let the process do something with its node; None if it is down, or died over it.
