@@ -70,14 +70,16 @@ class Projector:
         failures: list[ProjectionFailed] = []
         for projection in self._projections:
             try:
-                while (count := await self._page(projection)) is not None:
+                more = True
+                while more:
+                    count, more = await self._page(projection)
                     applied += count
             except ProjectionFailed as error:
                 failures.append(error)
         return applied, failures
 
-    async def _page(self, projection: Projection) -> int | None:
-        """One page and its offset, in one transaction; None at the end of the log."""
+    async def _page(self, projection: Projection) -> tuple[int, bool]:
+        """One page and its offset, in one transaction; how many were wanted, and whether the log goes on behind it."""
         store = self._driver.store
         started = time.perf_counter()
         consumer = f"projection|{projection.name}"
@@ -99,19 +101,21 @@ class Projector:
             changes = await self._changes(store, tx, projection, wanted, ours) if projection.resolved else ()
             if wanted or changes:
                 await self._run(projection, projection.apply(Batch(wanted, changes), tx))
+            more = False
             if page:
                 await tx.set_offset(consumer, page[-1].offset)
+                more = page[-1].position < (await store.end()).position
         # Not before its tables are on the disk.
         self._ready.add(projection.name)
         if not page:
-            return None
+            return 0, False
         duration = time.perf_counter() - started
         self._driver.observe(
             Projected(
                 node=self._driver.settings.node, projection=projection.name, events=len(wanted), duration_s=duration
             )
         )
-        return len(wanted)
+        return len(wanted), more
 
     async def _run(self, projection: Projection, work: Callable[[], object] | object) -> None:
         try:

@@ -71,6 +71,8 @@ class Channel:
         self.flights: list[Flight] = []
         self.stuck = Seen()
         self.peers: dict[str, Peer] = {}
+        self._level: dict[str, tuple[Seen, Seen]] = {}
+        """Per peer, of which summaries, its own and ours, it is known that it lacks nothing."""
         self.disputes: dict[str, Seen] = {}
         """Peers that hold the same keys with other content, and the events of ours that may tell them why."""
         self.disputed_ms: dict[str, int] = {}
@@ -240,8 +242,14 @@ class Channel:
         """
         if not peer.digest.takes:
             return Seen()
-        lacks = summary.seen.minus(peer.seen).union(self.disputes.get(peer.digest.node, _NOTHING))
+        node = peer.digest.node
+        disputed = self.disputes.get(node, _NOTHING)
+        known = self._level.get(node)
+        if not disputed and known is not None and known[0] is peer.seen and known[1] is summary.seen:
+            return _NOTHING  # most of the time nothing has changed since the last tick
+        lacks = summary.seen.minus(peer.seen).union(disputed)
         if not lacks:
+            self._level[node] = (peer.seen, summary.seen)
             return lacks
         lacks = lacks.minus(Seen.of(peer.digest.refused))
         threshold = dict(self.first)

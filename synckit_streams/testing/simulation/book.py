@@ -96,13 +96,18 @@ class Book:
         A fact that was written on two nodes is one fact: whoever knew one copy of it knew it, and what each of its
         writers knew. It stands unless somebody knew it whom its own writers did not know.
         """
-        read: dict[str, set[str]] = {}
+        events = list(events)
+        number = {id: at for at, id in enumerate(dict.fromkeys(event.id for event in events))}
+        knows = [0] * len(number)  # sets of facts, as bits
         for event in events:
-            known = self.reads.get(event.key, frozenset())
-            read.setdefault(event.id, set()).update(self.ids[key] for key in known if key in self.ids)
-        knows = {id: _closure(id, read) for id in read}
+            for key in self.reads.get(event.key, ()):
+                if (at := number.get(self.ids.get(key, ""))) is not None:
+                    knows[number[event.id]] |= 1 << at
+        _close(knows)
         return {
-            id for id in read if not any(id in knows[other] and other not in knows[id] for other in read if other != id)
+            id
+            for id, at in number.items()
+            if not any(known >> at & 1 and not knows[at] >> other & 1 for other, known in enumerate(knows))
         }
 
     def totals(self, ids: Iterable[str]) -> int:
@@ -110,15 +115,13 @@ class Book:
         return sum(self.facts[id].qty for id in set(ids) if id in self.facts)
 
 
-def _closure(start: str, read: dict[str, set[str]]) -> set[str]:
-    known: set[str] = set()
-    left = [start]
-    while left:
-        for id in read.get(left.pop(), ()):
-            if id not in known:
-                known.add(id)
-                left.append(id)
-    return known
+def _close(knows: list[int]) -> None:
+    """Whoever knows a fact knows what was known where it was written (Warshall, 1962)."""
+    for middle in range(len(knows)):
+        bit, more = 1 << middle, knows[middle]
+        for at, known in enumerate(knows):
+            if known & bit:
+                knows[at] = known | more
 
 
 def same_content(fact: Fact, event: Event) -> bool:
