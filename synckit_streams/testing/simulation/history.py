@@ -189,7 +189,7 @@ class Simulation:
         loop = asyncio.get_running_loop()
         for machine in self.machines:
             await machine.start()
-        until_s = self.until_s = loop.time() + profile.write_s
+        until_s = self.until_s = loop.time() + self.plan.write_s
         if not profile.auto_sync:
             await self._take_turns(breakage, until_s)
             return
@@ -204,7 +204,7 @@ class Simulation:
         dice = self._dice
         loop = asyncio.get_running_loop()
         doomed = dice.choice(self.machines)
-        dies_s = loop.time() + dice.uniform(0.2, 0.8) * self.plan.profile.write_s
+        dies_s = loop.time() + dice.uniform(0.2, 0.8) * self.plan.write_s
         while loop.time() < until_s:
             await breakage.strike()
             for client, machine in zip(self.clients, self.machines, strict=True):

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from synckit_streams.testing.simulation.patching import changed
+from synckit_streams.testing.simulation.patching import Stale, changed
 from synckit_streams.testing.simulation.planted import BY_NAME, Planted
 
 
@@ -42,8 +42,15 @@ def hunt(name: str, seeds: int = 0, first_seed: int | None = None) -> Caught:
         seeds: Most seeds; 0 takes the bug's own number.
         first_seed: Play from this seed on, without what is known of the bug's scene and of the seed that finds it soon.
     """
-    bug = BY_NAME[name]
     started = time.perf_counter()
+    try:
+        by, played, reasons = _hunt(BY_NAME[name], seeds, first_seed)
+    except Stale as error:
+        by, played, reasons = "", 0, [f"it cannot be planted any more: {error}"]
+    return Caught(name, by, played, tuple(reasons), time.perf_counter() - started)
+
+
+def _hunt(bug: Planted, seeds: int, first_seed: int | None) -> tuple[str, int, list[str]]:
     played = 0
     with changed(bug.edits):
         # By name: these are other modules than those that this one was imported with.
@@ -57,8 +64,8 @@ def hunt(name: str, seeds: int = 0, first_seed: int | None = None) -> Caught:
             played += seed is not None
             if outcome.failed:
                 by = f"scene {bug.scene}" if seed is None else f"seed {seed} ({outcome.profile})"
-                return Caught(name, by, played, tuple(outcome.reasons), time.perf_counter() - started)
-    return Caught(name, "", played, (), time.perf_counter() - started)
+                return by, played, outcome.reasons
+    return "", played, []
 
 
 def _order(bug: Planted, seeds: int, first_seed: int | None) -> Iterator[int | None]:

@@ -66,7 +66,7 @@ BUGS = (
     Planted(
         "effect-on-twin",
         "a fact that was written on two nodes has its effect twice",
-        (Edit(PROJECTOR, "                if not each.twin\n                and (", "                if ("),),
+        (Edit(PROJECTOR, "if not each.twin and (", "if ("),),
         profile="rotation",
         sooner=6,
     ),
@@ -275,7 +275,7 @@ BUGS = (
                 'return origin if node_of(origin) == opening.node else ""',
             ),
         ),
-        profile="silent",
+        profile="faults",
         sooner=3,
         seeds=17,
     ),
@@ -295,7 +295,7 @@ BUGS = (
             ),
         ),
         profile="faults",
-        sooner=3,
+        sooner=18,
         seeds=30,
     ),
     Planted(
@@ -379,8 +379,7 @@ BUGS = (
                 "self.unsent = own.minus(self.places.at_or_past(own, {})).minus(self.out).minus(self.sent_before)",
             ),
         ),
-        profile="rotation",
-        sooner=11,
+        profile="silent",
         seeds=34,
     ),
     Planted(

@@ -46,7 +46,7 @@ class Profile:
         why: What it is for, in a line.
         faults: Which ones it may draw.
         nodes: Least and most nodes.
-        write_s: For how long clients write and faults happen.
+        write_s: For how long clients write and faults happen, at most.
         pause_s: Mean time between two writes of one client.
         digests: Whether the nodes hear each other's digests.
         auto_sync: Whether nodes stay connected by themselves; else they sync one after another, never two at a time.
@@ -137,6 +137,7 @@ class Plan:
     clock_step_ms: int
     clock_leap_ms_max: int
     faults: tuple[str, ...]
+    write_s: float
 
 
 def plan_of(seed: int, profile: Profile) -> Plan:
@@ -162,6 +163,8 @@ def plan_of(seed: int, profile: Profile) -> Plan:
         clock_step_ms=dice.choice((1, 1, 100, 2_000)),
         clock_leap_ms_max=600_000 if dice.random() < 0.3 else 7_200_000,
         faults=faults,
+        # Drawn last. Short histories end in the middle of things, and there can be more of them.
+        write_s=profile.write_s * (dice.choice((0.3, 0.6, 1.0)) if profile.faults and profile.auto_sync else 1.0),
     )
 
 

@@ -55,6 +55,7 @@ class Scene(Simulation):
             clock_step_ms=1,
             clock_leap_ms_max=7_200_000,
             faults=(),
+            write_s=0.0,
         )
         super().__init__(0, plan=plan, trace=trace)
         self._script = script
