@@ -136,9 +136,9 @@ BUGS = (
         (
             Edit(
                 PROJECTOR,
-                "            await tx.set_offset(consumer, page[-1].offset)\n",
+                "            if page:\n                await tx.set_offset(consumer, page[-1].offset)\n",
                 "        async with store.transaction() as tx:\n"
-                "            await tx.set_offset(consumer, page[-1].offset)\n",
+                "            if page:\n                await tx.set_offset(consumer, page[-1].offset)\n",
             ),
         ),
         scene="killed-at-each-commit",
@@ -149,12 +149,15 @@ BUGS = (
         (
             Edit(
                 LEDGER_STORE,
-                "                append.answer.error = append.answer.error or failure\n            return []\n",
-                "                append.answer.error = append.answer.error or failure\n"
-                "            for append, turn in turns:\n"
-                "                if append.request.drafts:\n"
-                "                    append.answer.error = None\n"
-                "                    append.answer.value = turn.result({topic: ledger.summary(topic) for topic in turn.topics})\n"
+                "            for share, _ in group:\n                share.fail(failure)\n            return []\n",
+                "            for share, turn in turns:\n"
+                "                counts = [len(each.request.drafts) for each in share.appends]\n"
+                "                results = turn.results({topic: ledger.summary(topic) for topic in turn.topics}, counts)\n"
+                "                for append, result in zip(share.appends, results, strict=True):\n"
+                "                    append.answer.value = result\n"
+                "            for share, _ in group:\n"
+                "                if not any(share is each and each.request.drafts for each, _ in turns):\n"
+                "                    share.fail(failure)\n"
                 "            return []\n",
             ),
         ),
@@ -304,9 +307,9 @@ BUGS = (
         (
             Edit(
                 LEDGER_STORE,
-                "                self._reload()\n            except Exception as error:\n                self._give_back(writes)\n",
-                "                self._reload()\n                self._ledger.own_origin()\n"
-                "            except Exception as error:\n                self._give_back(writes)\n",
+                "                    self._reload()\n                except BaseException:\n",
+                "                    self._reload()\n                    self._ledger.own_origin()\n"
+                "                except BaseException:\n",
             ),
         ),
         scene="clone-before-writing",
@@ -433,13 +436,7 @@ BUGS = (
     Planted(
         "doubt-not-looked-up",
         "a commit that failed in doubt is taken not to have happened",
-        (
-            Edit(
-                "synckit_streams.runtime.driver",
-                "                    if not isinstance(error, IdReused | CauseUnknown | StoreClosed):\n",
-                "                    if False:\n",
-            ),
-        ),
+        (Edit("synckit_streams.runtime.driver", "            self._lose_track(effect)\n", "            pass\n"),),
         scene="failed-and-written",
     ),
     Planted(
