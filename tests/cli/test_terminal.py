@@ -39,9 +39,8 @@ def test_each_command_has_help_with_examples_and_json(synckit: Command, name: st
     done = synckit(name, "--help")
     assert done.status == 0
     assert "--json" in done.out
-    if name != "simulate":  # it has its own tests
-        assert "Examples" in done.out
-        assert f"$ synckit {name}" in done.out
+    assert "Examples" in done.out
+    assert f"$ synckit {name}" in done.out
     assert "\x1b" not in done.out
 
 

@@ -164,7 +164,7 @@ def plan_of(seed: int, profile: Profile) -> Plan:
         clock_leap_ms_max=600_000 if dice.random() < 0.3 else 7_200_000,
         faults=faults,
         # Drawn last. Short histories end in the middle of things, and there can be more of them.
-        write_s=profile.write_s * (dice.choice((0.3, 0.6, 1.0)) if profile.faults and profile.auto_sync else 1.0),
+        write_s=profile.write_s * (dice.choice((0.4, 0.7, 1.0)) if profile.faults and profile.auto_sync else 1.0),
     )
 
 
