@@ -91,6 +91,8 @@ class SimBroker:
         """How many of the next messages are lost."""
         self.taken: Callable[[str], None] = lambda who: None
         """Called when messages of somebody have been stored, before he is answered."""
+        self.skipped = 0
+        """How often a reader did not get a message that is in the log."""
         self.late = 0
         """Messages that are held back just now."""
         self._note = note
@@ -420,6 +422,7 @@ class _Reader(_Ear):
                     for position, entry in enumerate(entries, start + 1)
                     if not skip or self._dice.random() >= skip
                 ]
+                self._broker.skipped += len(entries) - len(batch)
                 if not batch:  # not even the last one: it is skipped once something comes behind it
                     continue
                 return batch
