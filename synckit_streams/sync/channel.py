@@ -73,6 +73,8 @@ class Channel:
         self.peers: dict[str, Peer] = {}
         self._level: dict[str, tuple[Seen, Seen]] = {}
         """Per peer, of which summaries, its own and ours, it is known that it lacks nothing."""
+        self.namesake: Peer | None = None
+        """The last digest under our own name: our own, or of a copy of this store that is at work elsewhere."""
         self.disputes: dict[str, Seen] = {}
         """Peers that hold the same keys with other content, and the events of ours that may tell them why."""
         self.disputed_ms: dict[str, int] = {}

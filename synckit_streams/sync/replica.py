@@ -173,6 +173,14 @@ class Replica:
                     reasons.append(f"{peer.digest.node} holds the same keys with other content")
                 elif not peer.digest.whole and self._checksum(summary) != peer.digest.checksum:
                     reasons.append(f"{peer.digest.node} holds more than its digest can say")
+            if self._takes and channel.namesake is not None and self.live(channel.namesake):
+                lacking = channel.namesake.seen.minus(summary.seen)
+                if lacking:
+                    missing = missing.union(lacking)
+                    reasons.append(
+                        f"{self.node} holds {len(lacking)} events that are not here: another store runs under this "
+                        "name, or this one was put back"
+                    )
         if summary.held:
             missing = missing.union(Seen.of((key.origin, key.seq) for key in summary.wanted if key.topic == topic))
             reasons.append(f"{len(summary.held)} events wait for a cause")
@@ -371,10 +379,14 @@ class Replica:
 
     def _heard(self, given: protocol.Heard) -> list[Effect]:
         digest = given.digest
-        if digest.node == self.node or digest.topic not in self._summaries:
+        if digest.topic not in self._summaries:
             return []
         channel = self._channels.setdefault((given.link, digest.topic), Channel(given.link, digest.topic))
-        channel.peers[digest.node] = peer = Peer(digest, given.seen, self._now_ms - given.age_ms)
+        peer = Peer(digest, given.seen, self._now_ms - given.age_ms)
+        if digest.node == self.node:
+            channel.namesake = peer
+            return []
+        channel.peers[digest.node] = peer
         effects: list[Effect] = []
         summary = self._summaries[digest.topic]
         if given.seen == summary.seen and digest.whole and digest.checksum != self._checksum(summary):

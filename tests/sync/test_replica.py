@@ -403,6 +403,17 @@ class TestStanding:
         script.hear(span("dead@x", (1, 5)), node="dead", age_ms=LEASE_MS + 1)
         assert script.standing.complete
 
+    def test_a_copy_of_this_store_holds_more(self) -> None:
+        """It has our name, and so only one of the two digests is kept: what it says of more events is worth hearing."""
+        script = self.complete()
+        script.hear(span(THEIRS, (1, 4)), node="till-1")
+        self.only(script, "another store runs under this name", span(THEIRS, (4, 4)))
+        script.hear(span(THEIRS, (1, 2)), node="till-1")
+        assert script.standing.complete
+        script.hear(span(THEIRS, (1, 4)), node="till-1")
+        script.tick(LEASE_MS + 1)
+        assert script.standing.complete
+
     def test_something_is_held(self) -> None:
         script = self.complete()
         script.holds(script.seen, held=[("x@1", 2)], wanted=[("x@1", 1)])
@@ -604,9 +615,12 @@ class TestDigests:
         digest, _ = digest_from_bytes(digest_bytes(announce.digest))
         assert digest.refused == digest.voids == many[: protocol.DIGEST_DOTS_MAX]
 
-    def test_its_own_digest_and_another_topic_s_are_none_of_its_business(self) -> None:
-        script = joined()
-        script.hear(span("x@1", (1, 9)), node="till-1")
+    def test_its_own_digest_leads_to_nothing(self) -> None:
+        """Nothing is owed to whoever stands behind it: that may be this very node, as it was a moment ago."""
+        script = joined(span(MINE, (1, 2)))
+        script.read(2, (MINE, 1, 2))
+        assert script.hear(Seen(), node="till-1", place=3) == []
+        assert published(script.repair()) == []
         assert script.standing.complete
 
     def test_a_peer_that_resolves_by_another_rule_is_an_alarm_once(self) -> None:
