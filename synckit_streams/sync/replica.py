@@ -12,7 +12,7 @@ goes out as a `Persist`. If carrying out an effect fails, the replica is thrown 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Sized
 
 from synckit_streams.model.clock import Key
 from synckit_streams.model.codec import DIGEST_MODULUS, HASH_BYTES, node_of
@@ -160,7 +160,7 @@ class Replica:
         own = self._written_here(own)
         if own:
             missing = missing.union(own)
-            reasons.append(f"{len(own)} local events are not acknowledged by any connector")
+            reasons.append(f"{_events(own, 'local event')} not acknowledged by any connector")
         for channel in channels:
             for peer in channel.peers.values():
                 if not self._takes or not self.live(peer):
@@ -168,7 +168,7 @@ class Replica:
                 lacking = peer.seen.minus(summary.seen)
                 if lacking:
                     missing = missing.union(lacking)
-                    reasons.append(f"{peer.digest.node} holds {len(lacking)} events that are not here")
+                    reasons.append(f"{peer.digest.node} holds {_events(lacking)} not here")
                 elif peer.seen == summary.seen and self._checksum(summary) != peer.digest.checksum:
                     reasons.append(f"{peer.digest.node} holds the same keys with other content")
                 elif not peer.digest.whole and self._checksum(summary) != peer.digest.checksum:
@@ -178,15 +178,15 @@ class Replica:
                 if lacking:
                     missing = missing.union(lacking)
                     reasons.append(
-                        f"{self.node} holds {len(lacking)} events that are not here: another store runs under this "
+                        f"{self.node} holds {_events(lacking)} not here: another store runs under this "
                         "name, or this one was put back"
                     )
         if summary.held:
             missing = missing.union(Seen.of((key.origin, key.seq) for key in summary.wanted if key.topic == topic))
-            reasons.append(f"{len(summary.held)} events wait for a cause")
+            reasons.append(f"{_events(summary.held)} waiting for a cause")
         if summary.refused:
             missing = missing.union(Seen.of((key.origin, key.seq) for key in summary.refused))
-            reasons.append(f"{len(summary.refused)} events were refused")
+            reasons.append(f"{_events(summary.refused)} refused")
         return Standing(not reasons, missing, tuple(reasons))
 
     @staticmethod
@@ -556,3 +556,7 @@ def _some(keys: Iterable[Key]) -> list[tuple[str, int]]:
 
 
 __all__ = ["LEASE_MS", "SPREAD_MS", "Replica", "checksum"]
+
+
+def _events(found: Sized, noun: str = "event") -> str:
+    return f"{len(found)} {noun}{'s' * (len(found) != 1)}"

@@ -1,7 +1,7 @@
 """For tests, yours and ours: what a store and a connector must do, real servers, and the simulator.
 
 ```python
-from synckit_streams.testing import ConnectorContract, NatsServer, StoreContract
+from synckit_streams.testing import ConnectorContract, KafkaServer, NatsServer, RedisServer, StoreContract
 ```
 
 The contract suites need pytest and hypothesis (`pip install 'synckit-streams[test]'`); they are imported only when they
@@ -16,13 +16,20 @@ from typing import TYPE_CHECKING, Any
 from synckit_streams.errors import MissingDependency
 
 if TYPE_CHECKING:
-    from synckit_streams.testing.brokers import NatsServer
+    from synckit_streams.testing.brokers import NatsServer, RedisServer
     from synckit_streams.testing.connector_contract import ConnectorContract
+    from synckit_streams.testing.kafka_server import KafkaServer
     from synckit_streams.testing.store_contract import StoreContract
 
-__all__ = ["ConnectorContract", "NatsServer", "StoreContract"]
+__all__ = ["ConnectorContract", "KafkaServer", "NatsServer", "RedisServer", "StoreContract"]
 
-_MODULES = {"ConnectorContract": "connector_contract", "NatsServer": "brokers", "StoreContract": "store_contract"}
+_MODULES = {
+    "ConnectorContract": "connector_contract",
+    "KafkaServer": "kafka_server",
+    "NatsServer": "brokers",
+    "RedisServer": "brokers",
+    "StoreContract": "store_contract",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -70,7 +70,7 @@ async def test_an_own_event_that_the_broker_lost_is_missing(
     stored = await one.append_many(drafts(topic, 10))
     fault = memory.drop(lambda _, message: message.partition_key == stored[2].event.aggregate_id)
     result = await one.sync()
-    assert only(result, topic, "1 local events are not acknowledged")
+    assert only(result, topic, "1 local event not acknowledged")
     assert result.missing == {stored[0].event.origin: ((3, 3),)}
     assert 1 < fault.hits < 30
     fault.stop()
@@ -96,7 +96,7 @@ async def test_an_event_that_waits_for_its_cause_is_not_here_yet(make: Make, mem
     answer = crafted(topic, "ghost@2", 1, aggregate_id="o-1", context_bytes=VersionVector({"ghost@1": 1}).to_bytes())
     await inject(memory_url, topic, message_of(answer))
     result = await node.sync()
-    assert only(result, topic, "1 events wait for a cause")
+    assert only(result, topic, "1 event waiting for a cause")
     assert result.missing == {"ghost@1": ((1, 1),)}
     assert await ids(node, topic) == []
     await inject(memory_url, topic, message_of(cause))
@@ -111,7 +111,7 @@ async def test_an_event_that_was_refused_is_missing(make: Make, memory_url: str,
     large = crafted(topic, "ghost@1", 1, payload=b"1" * (PAYLOAD_BYTES_MAX + 1))
     await inject(memory_url, topic, message_of(large))
     result = await node.sync()
-    assert only(result, topic, "1 events were refused")
+    assert only(result, topic, "1 event refused")
     assert result.missing == {"ghost@1": ((1, 1),)}
     assert await ids(node, topic) == []
 

@@ -417,12 +417,12 @@ class TestStanding:
     def test_something_is_held(self) -> None:
         script = self.complete()
         script.holds(script.seen, held=[("x@1", 2)], wanted=[("x@1", 1)])
-        self.only(script, "1 events wait for a cause", span("x@1", (1, 1)))
+        self.only(script, "1 event waiting for a cause", span("x@1", (1, 1)))
 
     def test_something_was_refused(self) -> None:
         script = self.complete()
         script.holds(script.seen, refused=[("x@1", 2)])
-        self.only(script, "1 events were refused", span("x@1", (2, 2)))
+        self.only(script, "1 event refused", span("x@1", (2, 2)))
 
     def test_the_same_keys_with_another_checksum(self) -> None:
         script = self.complete()
