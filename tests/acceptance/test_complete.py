@@ -33,7 +33,7 @@ async def test_an_event_of_a_live_peer_that_was_withheld_is_missing(
     assert (await one.sync()).complete
     result = await other.sync()
     assert fault.hits
-    assert only(result, topic, "till-1 holds 1 events")
+    assert only(result, topic, "till-1 holds 1 event")
     assert result.missing == {withheld.origin: ((7, 7),)}
     assert result.missing_by_topic == {topic: {withheld.origin: ((7, 7),)}}
     fault.stop()
