@@ -33,6 +33,8 @@ from synckit_streams.testing.simulation.profiles import Plan, Profile, plan_of, 
 SETTLE_S = 300.0
 """Nobody needs that long after the last fault; whoever does is stuck."""
 LOOK_S = 2.0
+HEARD_S = 2.5
+"""How long after all agree everybody has heard it, and has published what was decided before."""
 CALM_S = 25.0
 """How long is watched, after all have agreed, for messages that nobody needs."""
 LEASE_S = 15.0
@@ -134,6 +136,9 @@ class Simulation:
         self.outcome.faults = breakage.struck
         self.outcome.faults.update(self.broker.struck)
         agreed = await (self._settle() if profile.auto_sync else self._rotate())
+        if agreed and profile.auto_sync:
+            # Whoever caught up last says so within a second; till then somebody may still repair what he lacked.
+            await asyncio.sleep(HEARD_S)
         before = sum(self.broker.published.values())
         if agreed:
             self.note("----", "all agree")
