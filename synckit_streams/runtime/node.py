@@ -7,11 +7,11 @@ import inspect
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
-from synckit_streams.errors import ConfigError, Invalid, StoreClosed, SyncKitError
+from synckit_streams.errors import ConfigError, ConnectorError, Invalid, StoreClosed, SyncKitError
 from synckit_streams.model.event import Draft, Event, Offset, Stored
 from synckit_streams.ports.connector import Connector
 from synckit_streams.ports.projection import Projection
@@ -25,7 +25,7 @@ from synckit_streams.runtime.link import Link, Session, link_name
 from synckit_streams.runtime.paging import PageSize
 from synckit_streams.runtime.projector import Projector
 from synckit_streams.runtime.registry import connector_for, store_for
-from synckit_streams.runtime.result import SyncResult, gather
+from synckit_streams.runtime.result import SyncResult, gather, nobody_reached
 from synckit_streams.runtime.settings import (
     CONNECTOR_EXAMPLE,
     OBSERVER,
@@ -40,6 +40,7 @@ from synckit_streams.runtime.settings import (
     check_projections,
     check_seconds,
 )
+from synckit_streams.runtime.turns import Turns
 from synckit_streams.sync.conflict import ConflictResolver, Resolution, conflict_of, resolve
 from synckit_streams.sync.replica import checksum
 from synckit_streams.sync.resolvers import LastWriteWins
@@ -62,7 +63,8 @@ class SyncNode:
     Args:
         node_id: Unique among the nodes that share topics; 1 to 64 bytes without white space, `@` and `~`.
         store: URL (`sqlite:///till.db`, `memory:`) or a store that was made already.
-        connectors: URLs (`nats://host:port`, `memory://name`) or connectors; none makes a local-only node.
+        connectors: URLs (`nats://host:port`, `memory://name`) or connectors; none makes a local-only node, and
+            several are tried in their order.
         topics: What is replicated. A local-only node may leave them out.
         resolver: How conflicts are answered; last-write-wins by default.
         projections: Read models that follow the log.
@@ -134,13 +136,9 @@ class SyncNode:
         ]
         self._projector = Projector(self._driver, projections, self.resolver)
         self._listeners: list[OnResult] = []
-        self._meeting = asyncio.Lock()
-        self._meets: asyncio.Task[object] | None = None
-        """Whose turn it is."""
+        self._turns = Turns()
         self._auto: AutoSync | None = None
         self._following: asyncio.Task[None] | None = None
-        self._guests = 0
-        self._guest_came = asyncio.Event()
         self._opened = False
         self._door: Door | None = None
 
@@ -283,6 +281,8 @@ class SyncNode:
     async def sync(self, *, timeout_s: float = 30.0) -> SyncResult:
         """One whole meeting: read to the end, publish what is unsent and what is owed, and read it back.
 
+        It is over the first connector that can be reached, in the order in which they were named.
+
         Args:
             timeout_s: Longest time without any progress; never a limit on the whole.
 
@@ -307,63 +307,44 @@ class SyncNode:
     ) -> SyncResult:
         self._check_open()
         self._check_meeting(timeout_s)
-        async with self._turn(guest=live is None):
-            link = self._links[0]
-            started = time.perf_counter()
+        failures: list[ConnectorError] = []
+        async with self._turns.turn(guest=live is None):
             with self._driver.operation("sync"):
-                try:
-                    async with Session(link, publish=publish, timeout_s=timeout_s) as session:
-                        await session.meet()
-                        result = await self._finish(link, started)
-                        if live is not None:
-                            if self._auto is not None:
-                                self._auto.met()
-                            await self._live(session, live, interval_s)
-                    if live is not None and live.is_set():
-                        # Drain: what was written last goes out. A session of its own, so that a connection which was
-                        # lost meanwhile is not waited for.
-                        async with Session(link, timeout_s=min(timeout_s, DRAIN_S)) as session:
+                for link in self._links:
+                    started = time.perf_counter()
+                    try:
+                        async with Session(link, publish=publish, timeout_s=timeout_s) as session:
                             await session.meet()
-                            await self._finish(link, time.perf_counter())
-                except SyncKitError as error:
-                    self._observe_sync(None, time.perf_counter() - started, error.code)
-                    raise
-        return result
+                            result = await self._finish(link, started, failures)
+                            if live is not None:
+                                if self._auto is not None:
+                                    self._auto.met()
+                                await self._live(session, live, interval_s)
+                        if live is not None and live.is_set():
+                            # Drain: what was written last goes out. A session of its own, so that a connection which
+                            # was lost meanwhile is not waited for.
+                            async with Session(link, timeout_s=min(timeout_s, DRAIN_S)) as session:
+                                await session.meet()
+                                await self._finish(link, time.perf_counter(), failures)
+                        return result
+                    except SyncKitError as error:
+                        self._observe_sync(None, time.perf_counter() - started, error.code)
+                        if not isinstance(error, ConnectorError):
+                            raise
+                        failures.append(error)  # the next one, in the order in which they were named
+        raise nobody_reached(failures)
 
     def _check_meeting(self, timeout_s: float) -> None:
         if not self._links:
             raise ConfigError("this node has no connector", hint=CONNECTOR_EXAMPLE)
         check_seconds("timeout_s", timeout_s)
 
-    @asynccontextmanager
-    async def _turn(self, *, guest: bool) -> AsyncIterator[None]:
-        """One meeting at a time. Auto-sync, when it is live, makes room for a guest, and for the guests behind him."""
-        if self._meets is not None and self._meets is asyncio.current_task():
-            raise ConfigError(
-                "a sync was asked for inside a sync, whose end it would wait for",
-                hint="in a listener or a projection, start a task for it: asyncio.create_task(node.sync())",
-            )
-        self._guests += guest
-        if guest:
-            self._guest_came.set()
-        try:
-            async with self._meeting:
-                self._meets = asyncio.current_task()
-                try:
-                    yield
-                finally:
-                    self._meets = None
-        finally:
-            self._guests -= guest
-            if not self._guests:
-                self._guest_came.clear()
-
     async def _live(self, session: Session, stop: asyncio.Event, interval_s: float) -> None:
         """Stay connected until the interval is over, auto-sync stops, or somebody wants a meeting of his own."""
         ended = asyncio.Event()
 
         async def either() -> None:
-            waits = [asyncio.create_task(each.wait()) for each in (stop, self._guest_came)]
+            waits = [asyncio.create_task(each.wait()) for each in (stop, self._turns.guest_came)]
             try:
                 await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             finally:
@@ -385,7 +366,7 @@ class SyncNode:
                 await self._projector.catch_up()
             await asyncio.sleep(PROJECT_PAUSE_S)
 
-    async def _finish(self, link: Link, started: float) -> SyncResult:
+    async def _finish(self, link: Link, started: float, unreached: Sequence[ConnectorError]) -> SyncResult:
         _, failures = await self._projector.catch_up()
         for failure in failures:
             logger.error("%s: %s", self.node_id, failure, exc_info=failure)
@@ -398,7 +379,7 @@ class SyncNode:
             pulled=counts.pulled,
             conflicts=len(counts.conflicts),
             duration_s=time.perf_counter() - started,
-            errors=tuple(failures),
+            errors=(*unreached, *failures),
         )
         self._observe_sync(result, result.duration_s, failures[0].code if failures else "")
         for listener in list(self._listeners):

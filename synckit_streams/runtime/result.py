@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from synckit_streams.errors import ConnectorError, Unavailable
 from synckit_streams.model.seen import Intervals, Seen
 from synckit_streams.sync.protocol import Standing
 
@@ -24,7 +25,8 @@ class SyncResult(msgspec.Struct, frozen=True, kw_only=True):
             hold and this node lacks, and own events that no connector has acknowledged.
         missing_by_topic: The same, per topic.
         reasons: Why it is not complete, in words.
-        errors: What went wrong on the way and did not stop it: projections that failed.
+        errors: What went wrong on the way and did not stop it: connectors that were named before the one over which it
+            was, and could not be used; projections that failed.
     """
 
     events_pushed: int
@@ -64,3 +66,11 @@ def gather(
         reasons=tuple(f"{topic}: {reason}" for topic, standing in standings.items() for reason in standing.reasons),
         errors=errors,
     )
+
+
+def nobody_reached(failures: Sequence[ConnectorError]) -> ConnectorError:
+    """The one error of a meeting that came about over no connector."""
+    if len(failures) == 1 or not all(isinstance(each, Unavailable) for each in failures):
+        # What somebody has to put right stands before what passes by itself.
+        return next((each for each in failures if not isinstance(each, Unavailable)), failures[0])
+    return Unavailable("no connector was reached: " + "; ".join(each.message for each in failures))

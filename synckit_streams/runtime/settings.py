@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from synckit_streams.errors import ConfigError, FeatureUnsupported, SyncKitError
+from synckit_streams.errors import ConfigError, SyncKitError
 from synckit_streams.model.codec import check_node_id, check_topic
 from synckit_streams.ports.projection import Projection
 from synckit_streams.runtime.envelope import PACKINGS
@@ -86,14 +86,14 @@ def check_directions(connectors: Sequence[Any], topics: Sequence[str], *, push_o
 
     Raises:
         ConfigError: the settings exclude each other.
-        FeatureUnsupported: this release cannot.
     """
     if push_only and pull_only:
         raise ConfigError("push_only and pull_only exclude each other", hint="leave both out to do both")
     if connectors and not topics:
         raise ConfigError("a node with connectors needs topics", hint='for example topics=["orders"]')
-    if len(connectors) > 1:
-        raise FeatureUnsupported("several connectors on one node", hint="name one; more come with a later release")
+    named = [each for each in connectors if isinstance(each, str)]
+    if twice := next((each for each in named if named.count(each) > 1), ""):
+        raise ConfigError(f"the connector {twice.partition('://')[0]}:// is named twice with one URL")
 
 
 def check_packing(packing: str) -> None:
