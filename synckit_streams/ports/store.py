@@ -37,6 +37,11 @@ class StoreFeatures(msgspec.Struct, frozen=True, kw_only=True):
     shared: bool = False
 
 
+QUARANTINED_MAX = 1_000
+"""So many of the last arrivals that could not be read are kept; older ones go, since what was lost in transport comes
+again, and somebody else's messages must not fill the disk. What is refused for good is all kept."""
+
+
 class Quarantined(NamedTuple):
     """One arrival that was set aside: why, where it was read, and its bytes."""
 

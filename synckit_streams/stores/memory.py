@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 from bisect import bisect_left, insort
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,7 +19,7 @@ from synckit_streams.model.codec import node_of
 from synckit_streams.model.event import Event, Offset, Stored
 from synckit_streams.model.exchange import PlaceRun
 from synckit_streams.model.seen import Interval
-from synckit_streams.ports.store import Opening, Quarantined, StoreFeatures, Transaction
+from synckit_streams.ports.store import QUARANTINED_MAX, Opening, Quarantined, StoreFeatures, Transaction
 from synckit_streams.stores.commits import CommitQueue
 from synckit_streams.stores.identity import nodes_of, noted_nodes, warn_of_other_node
 from synckit_streams.stores.ledger_store import Block, LedgerStore, Probe
@@ -39,7 +40,11 @@ class MemoryDisk:
         """By topic and origin: the numbers that are here."""
         self.aggregates: dict[Fork, list[int]] = {}
         self.held: dict[bytes, Event] = {}
-        self.quarantine: list[Quarantined] = []
+        self.quarantine: dict[int, Quarantined] = {}
+        """By position, the last ones of those that could not be read, and all that were refused."""
+        self.set_aside = 0
+        self.unread: deque[int] = deque()
+        """The positions of those that could not be read."""
         self.refused: dict[Key, str] = {}
         self.voids: set[Key] = set()
         self.offsets: dict[str, Offset] = {}
@@ -60,8 +65,9 @@ class MemoryDisk:
     def copy(self) -> MemoryDisk:
         """A copy of the store, without the token that lies beside it."""
         copy = MemoryDisk()
-        for name in ("meta", "rows", "keys", "held", "quarantine", "refused", "voids", "offsets", "runs"):
+        for name in ("meta", "rows", "keys", "held", "quarantine", "unread", "refused", "voids", "offsets", "runs"):
             setattr(copy, name, getattr(self, name).copy())
+        copy.set_aside = self.set_aside
         copy.ids = {id: list(positions) for id, positions in self.ids.items()}
         copy.streams = {fork: list(numbers) for fork, numbers in self.streams.items()}
         copy.aggregates = {fork: list(positions) for fork, positions in self.aggregates.items()}
@@ -148,9 +154,14 @@ class MemoryStore(LedgerStore):
             disk.held.pop(hash, None)
         disk.held.update(changes.held_added)
         for reason, reader, place, raw, refused in changes.asides:
-            disk.quarantine.append(Quarantined(len(disk.quarantine) + 1, reason, reader, place, raw))
+            disk.set_aside += 1
+            disk.quarantine[disk.set_aside] = Quarantined(disk.set_aside, reason, reader, place, raw)
             if refused is not None:
                 disk.refused[refused] = reason
+            else:
+                disk.unread.append(disk.set_aside)
+        while disk.unread and disk.unread[0] <= disk.set_aside - QUARANTINED_MAX:
+            del disk.quarantine[disk.unread.popleft()]
         disk.voids.update(changes.voids)
         if changes.forget:
             disk.runs = [run for run in disk.runs if run.reader not in changes.forget]
@@ -246,7 +257,7 @@ class MemoryStore(LedgerStore):
     async def quarantine(self, *, after: int, limit: int) -> Sequence[Quarantined]:
         """See `EventStore`."""
         self._opened()
-        return self.disk.quarantine[after : after + limit]
+        return [each for each in self.disk.quarantine.values() if each.position > after][:limit]
 
     # --- a transaction of one's own ----------------------------------------------------------------------------------
 

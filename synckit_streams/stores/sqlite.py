@@ -23,7 +23,7 @@ from synckit_streams.model.codec import node_of
 from synckit_streams.model.event import Event, Offset, Stored
 from synckit_streams.model.exchange import PlaceRun, Summary
 from synckit_streams.model.seen import Interval
-from synckit_streams.ports.store import Opening, Quarantined, StoreFeatures, Transaction
+from synckit_streams.ports.store import QUARANTINED_MAX, Opening, Quarantined, StoreFeatures, Transaction
 from synckit_streams.stores import sqlite_schema as schema
 from synckit_streams.stores.claim import FileClaim
 from synckit_streams.stores.commits import CommitQueue
@@ -310,6 +310,7 @@ class SqliteStore(LedgerStore):
                     for reason, reader, place, raw, key in changes.asides
                 ],
             )
+            self.writer.execute(schema.FORGET_UNREAD, (QUARANTINED_MAX,))
         if changes.voids:
             many("INSERT OR IGNORE INTO voids VALUES (?, ?, ?)", changes.voids)
         if changes.forget:

@@ -82,6 +82,7 @@ UPSERT_STREAM = (
     "INSERT INTO streams VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (stream) DO UPDATE SET ranges=excluded.ranges, "
     "total=excluded.total, at=excluded.at"
 )
+FORGET_UNREAD = "DELETE FROM quarantine WHERE topic IS NULL AND position <= (SELECT max(position) FROM quarantine) - ?"
 UPSERT_OFFSET = "INSERT OR REPLACE INTO offsets VALUES (?, ?, ?, ?)"
 
 _int64 = Struct(">q").unpack

@@ -14,6 +14,7 @@ from synckit_streams.model.clock import VersionVector
 from synckit_streams.model.codec import event_hash, node_of
 from synckit_streams.model.event import Event, Offset
 from synckit_streams.model.exchange import Arrival, Place
+from synckit_streams.ports.store import QUARANTINED_MAX
 from synckit_streams.testing.store_contract.kit import (
     NOW_MS,
     Bench,
@@ -70,6 +71,25 @@ class Receiving(Bench):
             assert (len(summary.seen), summary.refused) == (1, {})
             healed = await store.append(received=arrivals(second), now_ms=NOW_MS)
             assert [each.event for each in healed.stored] == [second]
+
+    async def test_what_cannot_be_read_does_not_fill_the_disk(self, opened: Any) -> None:
+        """The last ones are kept, and all that were refused for good."""
+        refused = msgspec.structs.replace(Writer("b@1").write("o-1"), aggregate_id="")
+        async with opened() as store:
+            await store.append(received=arrivals(refused), now_ms=NOW_MS)
+            for first in range(0, QUARANTINED_MAX + 200, 400):
+                foreign = [
+                    Arrival(None, b"", Place("link", at), b"%d" % at, "not ours") for at in range(first, first + 400)
+                ]
+                await store.append(received=foreign, now_ms=NOW_MS)
+        async with opened() as store:
+            kept = await store.quarantine(after=0, limit=10 * QUARANTINED_MAX)
+            assert len(kept) == QUARANTINED_MAX + 1
+            last = [each.place for each in kept[1:]]
+            assert last == list(range(last[-1] - QUARANTINED_MAX + 1, last[-1] + 1))
+            assert [each.position for each in kept] == sorted({each.position for each in kept})
+            assert set((await store.summary("orders")).refused) == {refused.key}
+            assert await store.quarantine(after=kept[3].position, limit=2) == kept[4:6]
 
     @pytest.mark.parametrize(
         "fields",
