@@ -150,7 +150,7 @@ async def writing(
     *,
     node: str | None,
     topics: Sequence[str] = (),
-    connector: str | None = None,
+    connectors: Sequence[str] = (),
     observer: Observer | None = None,
     quiet: bool = False,
 ) -> AsyncIterator[Writer]:
@@ -160,7 +160,7 @@ async def writing(
         url: Of the store.
         node: Its node id; None takes the one that it remembers, and draws one for a new store.
         topics: What the node replicates, if this command is the node.
-        connector: Its broker. A running node has its own, and this must be it.
+        connectors: Its brokers. A running node has its own, and these must be among them.
         observer: Told of what the node does, if this command is the node.
         quiet: Say nothing about how it goes (with `--json`).
 
@@ -169,8 +169,8 @@ async def writing(
         ConfigError: the running node is another one than was named, or syncs over another broker.
     """
     async with AsyncExitStack() as stack:
-        own = await _take(stack, url, node, topics, connector, observer, quiet=quiet)
-        yield own if own is not None else await _enter(stack, url, node, connector, quiet=quiet)
+        own = await _take(stack, url, node, topics, connectors, observer, quiet=quiet)
+        yield own if own is not None else await _enter(stack, url, node, connectors, quiet=quiet)
 
 
 async def _take(
@@ -178,7 +178,7 @@ async def _take(
     url: str,
     node: str | None,
     topics: Sequence[str],
-    connector: str | None,
+    connectors: Sequence[str],
     observer: Observer | None,
     *,
     quiet: bool,
@@ -194,7 +194,6 @@ async def _take(
         known = (await remembered(url)).node
         node_id = node or known or _draw_node_id()
         try:
-            connectors = [connector] if connector else []
             opened = SyncNode(node_id, store=url, topics=topics, connectors=connectors, observer=observer)
             await stack.enter_async_context(opened)
         except StoreInUse:
@@ -225,7 +224,7 @@ def _draw_node_id() -> str:
 
 
 async def _enter(
-    stack: AsyncExitStack, url: str, node: str | None, connector: str | None, *, quiet: bool
+    stack: AsyncExitStack, url: str, node: str | None, connectors: Sequence[str], *, quiet: bool
 ) -> RunningNode:
     """The node that has the store open, as a visitor."""
     path = file_of(url)
@@ -239,7 +238,7 @@ async def _enter(
             f"the store is open as the node {about.node!r} (process {about.process}), not as {node!r}",
             hint="leave --node out, or close that node first",
         )
-    if connector:
+    for connector in connectors:
         name = link_name(connector_for(connector), connector)
         if name not in about.connectors:
             raise ConfigError(

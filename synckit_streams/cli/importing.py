@@ -124,7 +124,7 @@ class Import:
         complete = None
         if connector and self._topics:
             async with writing(
-                store, node=node, topics=sorted(self._topics), connector=connector, quiet=True
+                store, node=node, topics=sorted(self._topics), connectors=[connector] if connector else [], quiet=True
             ) as writer:
                 with working("meeting the others", quiet=self._quiet):
                     complete = (await writer.sync(timeout_s=30.0)).complete

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from synckit_streams.cli.access import ConnectorUrl, NodeName, OwnNode, StoreUrl, Writer, file_of, reading, writing
+from synckit_streams.cli.access import NodeName, OwnNode, StoreUrl, Writer, file_of, reading, writing
 from synckit_streams.cli.terminal import (
     JsonFlag,
     carry_out,
@@ -34,7 +34,15 @@ RANGES_SHOWN_MAX = 5
 
 def sync(
     store: StoreUrl,
-    connector: ConnectorUrl = None,
+    connector: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--connector",
+            metavar="URL",
+            help="The broker, e.g. nats://127.0.0.1:4222; may be repeated: they are tried in this order.",
+            show_default=False,
+        ),
+    ] = None,
     topic: Annotated[
         list[str] | None,
         typer.Option(
@@ -71,7 +79,7 @@ def sync(
                 raise ConfigError("the store is empty: which topics?", hint="--topic NAME, once for each")
         observer = Ticker() if watch and not json else None
         async with writing(
-            store, node=node, topics=topics, connector=connector, observer=observer, quiet=json
+            store, node=node, topics=topics, connectors=connector or [], observer=observer, quiet=json
         ) as writer:
             if watch:
                 await _watch(writer, interval, timeout_s=timeout, json=json)

@@ -44,6 +44,20 @@ def test_two_stores_meet_over_a_server(synckit: Command, tmp_path: Path, write: 
     assert {topic: each["digest"] for topic, each in a.items()} == {topic: each["digest"] for topic, each in b.items()}
 
 
+def test_of_several_brokers_the_first_that_is_there_is_used(
+    synckit: Command, tmp_path: Path, write: Write, nats_server: NatsServer
+) -> None:
+    """And what was wrong with those before it is said."""
+    write("a", f"sqlite:///{tmp_path}/a.db", drafts(1, 2))
+    urls = ("--connector", "nats://127.0.0.1:1", "--connector", nats_server.url)
+    done = synckit("sync", "--store", "sqlite:///a.db", *urls)
+    assert done.status == 0
+    assert "in sync: a sent 2 events" in done.out
+    assert "SK401" in done.err
+    again = synckit("sync", "--store", "sqlite:///a.db", *urls, "--json").json
+    assert (again["complete"], again["events_pushed"], len(again["errors"])) == (True, 0, 1)
+
+
 def test_what_is_missing_is_named(synckit: Command, tmp_path: Path) -> None:
     """The broker withholds two of a peer's three events: the sync succeeds, and is not complete."""
     name = f"sync-missing-{os.getpid()}"
