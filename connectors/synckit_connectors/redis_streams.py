@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -27,6 +28,7 @@ from synckit_connectors.redis_wire import (
     LOOK,
     announced,
     entry,
+    kept,
     message,
     not_ours,
     position,
@@ -35,9 +37,16 @@ from synckit_connectors.redis_wire import (
     stream_of,
     translate,
 )
-from synckit_streams.errors import ConnectorError, FeatureUnsupported, Rejected, TooLarge, Unavailable
+from synckit_streams.errors import (
+    ConnectorError,
+    FeatureUnsupported,
+    Rejected,
+    TooLarge,
+    Unauthorised,
+    Unavailable,
+)
 from synckit_streams.ports.connector import Announced, Bounds, Delivery, Features, Lag, Message
-from synckit_streams.ports.reading import Reading, stop
+from synckit_streams.ports.reading import Reading, end_all, stop
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -45,7 +54,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("synckit_connectors.redis_streams")
 
 OPEN_S = 2.8
-"""For an attempt to connect."""
+"""For `open`, whatever it has to do, and for an attempt to connect."""
+DOUBT_S = 1.0
+"""For an answer on a connection that we have, before `open` makes a new one."""
 RETRY_PAUSE_S = 0.1
 SERVER_VERSION_MIN = (7, 0)
 """The first one that numbers entries by itself behind a time that the client chose (`0-*`)."""
@@ -97,6 +108,7 @@ class RedisConnector:
     def __init__(self, url: str, **options: Any) -> None:
         require_redis()
         self.address, self.options = read_url(url, options)
+        self.url = str(self.address)
         self.features = Features(durable=False, bytes_max=BYTES_MAX)
         self._client: Redis | None = None
         self._asked: set[asyncio.Task[Any]] = set()
@@ -110,20 +122,36 @@ class RedisConnector:
         if first:
             self._client = self._connect()
         try:
-            info = await self._ask(lambda client: client.info("server"), patient=False)
-            self._check_version(str(info.get("redis_version", "")))
-            self.features = msgspec.structs.replace(self.features, durable=await self._is_durable())
+            try:
+                async with asyncio.timeout(OPEN_S):
+                    if not first:
+                        await self._doubt()
+                    await self._greet()
+            except TimeoutError:
+                raise Unavailable(f"no connection to {self.address}: no answer") from None
         except BaseException:
             if first:
                 await self.close()
             raise
 
+    async def _doubt(self) -> None:
+        """Give the connections that we have up if nothing answers on one of them."""
+        try:
+            async with asyncio.timeout(DOUBT_S):
+                await self._ask(lambda client: client.ping(), patient=False)
+        except (ConnectorError, TimeoutError):
+            if self._client is not None:
+                await self._client.connection_pool.disconnect(inuse_connections=False)
+
+    async def _greet(self) -> None:
+        info = await self._ask(lambda client: client.info("server"), patient=False)
+        self._check_version(str(info.get("redis_version", "")))
+        self.features = msgspec.structs.replace(self.features, durable=await self._is_durable())
+
     async def close(self) -> None:
         """See `Connector.close`. Ends every iterator of this connector."""
         client, self._client = self._client, None
-        readers, self._readers = self._readers, set()
-        for reader in readers:
-            await reader.end()
+        await end_all(self._readers)
         for task in list(self._asked):
             await stop(task)  # each has a connection of its own, which nobody uses any more
         if client is not None:
@@ -171,7 +199,7 @@ class RedisConnector:
     async def _is_durable(self) -> bool:
         try:
             found = await self._ask(lambda client: client.config_get("append*"), patient=False)
-        except Rejected:  # hosted servers do not show their configuration: then it is not known to be
+        except (Rejected, Unauthorised):  # not every server shows its configuration: then it is not known to be
             return False
         return bool(found.get("appendonly") == "yes" and found.get("appendfsync") == "always")
 
@@ -332,8 +360,8 @@ class RedisConnector:
             await reader.begin()
             yield
         finally:
-            self._readers.discard(reader)
             await reader.end()
+            self._readers.discard(reader)
 
 
 class _Reader(Reading):
@@ -390,7 +418,7 @@ class _LogReader(_Reader):
             try:
                 if self.client is None:
                     self.client = self.connector._connect()
-                found: Any = await self.client.xread({self.stream: f"0-{self._last}"}, self._count, int(BLOCK_S * 1000))
+                found, identity = await self._wait_for_entries(self.client)
             except Exception as raised:
                 error = translate(raised, self.connector.address)
                 until = until or loop.time() + self.connector.options.timeout_s
@@ -402,11 +430,22 @@ class _LogReader(_Reader):
                 await self._check()
                 continue
             until = None
-            if not found:
-                # Nothing came for a while. A stream that was deleted or put back stays silent for ever.
+            if not found or identity != self._identity:
+                # A stream that was deleted or put back stays silent for ever, or goes on as another one.
                 await self._check()
                 continue
             return self._batch(found[0][1])
+
+    async def _wait_for_entries(self, client: Redis) -> tuple[Any, str]:
+        """What came within `BLOCK_S`, and whose it is: the stream's identity after that."""
+        async with client.pipeline(transaction=False) as pipe:
+            pipe.xread({self.stream: f"0-{self._last}"}, self._count, int(BLOCK_S * 1000))
+            pipe.get(f"{self.stream}:id")
+            found, identity = await pipe.execute(raise_on_error=False)
+        for answer in (found, identity):
+            if isinstance(answer, Exception):
+                raise answer
+        return found, (identity or b"").decode()
 
     def _batch(self, entries: Sequence[tuple[bytes, Mapping[bytes, bytes]]]) -> list[RedisDelivery]:
         batch = [RedisDelivery(message(fields), position(id, self.topic)) for id, fields in entries]
@@ -436,7 +475,7 @@ class _Listener(_Reader):
 
     def __init__(self, connector: RedisConnector, topic: str) -> None:
         super().__init__(connector, topic)
-        self._heard: list[Announced] = []
+        self._heard: deque[Announced] = deque()
         self._pubsub: Any = None
 
     async def begin(self) -> None:
@@ -454,7 +493,7 @@ class _Listener(_Reader):
             self._heard.extend(heard)
         if self.ended:
             raise StopAsyncIteration
-        return self._heard.pop(0)
+        return self._heard.popleft()
 
     async def _subscribe(self) -> None:
         channel = f"{self.stream}:digests"
@@ -462,17 +501,25 @@ class _Listener(_Reader):
         self._pubsub = self.client.pubsub()
         try:
             await self._pubsub.subscribe(channel)
-            while (await self._pubsub.get_message(timeout=ANSWER_S)) is None:
-                pass
+            await self._answer()
         except Exception as raised:
             await self.disconnect()
             raise translate(raised, self.connector.address) from raised
-        (seconds, micros), kept = await self.connector._ask(lambda client: client.eval(DIGESTS, 1, channel))
+        (seconds, micros), values = await self.connector._ask(lambda client: client.eval(DIGESTS, 1, channel))
         now = int(seconds) + int(micros) / 1e6
-        for node, value in sorted(zip(kept[::2], kept[1::2], strict=True)):
-            since, _, body = value.partition(b" ")
-            self._heard.append(Announced(node.decode(), body, max(0.0, now - float(since))))
-        self._heard.append(Announced("", b"", 0.0))
+        found = [kept(node, value, now) for node, value in sorted(zip(values[::2], values[1::2], strict=True))]
+        self._heard.extend([*filter(None, found), Announced("", b"", 0.0)])
+
+    async def _answer(self) -> Any:
+        """What the server says next.
+
+        Raises:
+            TimeoutError: nothing, though it owes an answer.
+        """
+        said = await self._pubsub.get_message(timeout=ANSWER_S)
+        if said is None:
+            raise TimeoutError(f"no answer for {ANSWER_S:g} s")
+        return said
 
     async def _hear(self) -> list[Announced]:
         loop = asyncio.get_running_loop()
@@ -482,9 +529,12 @@ class _Listener(_Reader):
                 if self.client is None:
                     await self._subscribe()
                     return []
-                found = [await self._pubsub.get_message(ignore_subscribe_messages=True, timeout=BLOCK_S)]
+                found = [await self._pubsub.get_message(timeout=BLOCK_S)]
+                if found[-1] is None:  # a connection that is dead says nothing either
+                    await self._pubsub.ping()
+                    found.append(await self._answer())
                 while found[-1] is not None:
-                    found.append(await self._pubsub.get_message(ignore_subscribe_messages=True, timeout=0.0))
+                    found.append(await self._pubsub.get_message(timeout=0.0))
             except Exception as raised:
                 error = translate(raised, self.connector.address)
                 until = until or loop.time() + self.connector.options.timeout_s
@@ -493,8 +543,8 @@ class _Listener(_Reader):
                 await self.disconnect()
                 await asyncio.sleep(RETRY_PAUSE_S)
                 continue
-            live = [announced(each["data"]) for each in found if each is not None]
-            if live:
+            said = [announced(each["data"]) for each in found if each is not None and each["type"] == "message"]
+            if live := [each for each in said if each is not None]:
                 return [*live, Announced("", b"", 0.0)]
 
     async def disconnect(self) -> None:

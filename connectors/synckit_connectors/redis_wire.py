@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import ssl
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -21,6 +22,9 @@ from synckit_streams.ports.connector import ID_CHARS_MAX, Announced, Message
 
 BYTES_MAX = 4 * 1024 * 1024
 """Of a message. The server would take half a gigabyte."""
+
+_POSITION_MAX = 2**63 - 1
+"""What a store can keep. No stream of ours comes near it."""
 
 BODY, ID, KEY = b"data", b"sk-id", b"sk-key"
 _RESERVED = {BODY.decode(), ID.decode(), KEY.decode()}
@@ -51,6 +55,9 @@ end
 redis.call('PUBLISH', KEYS[1], string.format('%d ', #node) .. node .. body)
 """
 DIGESTS = "return {redis.call('TIME'), redis.call('HGETALL', KEYS[1])}"
+
+_FOR_NOW = ("MISCONF ", "NOREPLICAS ", "UNBLOCKED ", "BUSY ")
+"""What a server says first that cannot answer or write just now."""
 
 
 class RedisOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -94,8 +101,8 @@ def read_url(url: str, options: Mapping[str, Any]) -> tuple[Address, RedisOption
     Raises:
         ConfigError: one of them is wrong, or a certificate cannot be read.
     """
-    parts = urlsplit(url)
     try:
+        parts = urlsplit(url)
         port, database = parts.port or 6379, int(parts.path.strip("/") or 0)
     except ValueError:
         raise ConfigError(
@@ -110,6 +117,11 @@ def read_url(url: str, options: Mapping[str, Any]) -> tuple[Address, RedisOption
         raise ConfigError(
             f"{_shown(url)}: {error}", hint=f"options are {', '.join(RedisOptions.__struct_fields__)}"
         ) from error
+    if not 0 < read.timeout_s < math.inf or read.max_length < 0:
+        raise ConfigError(
+            f"{_shown(url)}: timeout_s={read.timeout_s:g}, max_length={read.max_length}",
+            hint="timeout_s is above 0, and max_length is 0 or more",
+        )
     secrets = {
         "username": unquote(parts.username) if parts.username else None,
         "password": unquote(parts.password) if parts.password else None,
@@ -135,12 +147,13 @@ def translate(raised: Exception, address: Address) -> Exception:
     from redis import exceptions as driver
 
     said = str(raised)
-    if isinstance(raised, driver.AuthenticationError | driver.NoPermissionError) or said.startswith("NOAUTH"):
+    if isinstance(raised, driver.AuthenticationError | driver.NoPermissionError):
         return Unauthorised(f"{address} refuses us: {said}")
     if isinstance(raised, driver.ConnectionError | driver.TimeoutError | OSError):
         return Unavailable(f"no connection to {address}: {said}")
-    if isinstance(raised, driver.ReadOnlyError | driver.OutOfMemoryError) or said.startswith("MISCONF"):
-        return Unavailable(f"{address} does not write: {said}", hint="look at the server; nothing is lost here")
+    for_now = driver.ReadOnlyError | driver.OutOfMemoryError | driver.ClusterDownError | driver.TryAgainError
+    if isinstance(raised, for_now) or said.startswith(_FOR_NOW):
+        return Unavailable(f"{address} does not work just now: {said}", hint="look at the server; nothing is lost here")
     if isinstance(raised, driver.RedisError):
         return Rejected(f"{address} refused: {said}")
     return raised
@@ -156,7 +169,7 @@ def stream_of(topic: str) -> str:
 
 def position(id: bytes, topic: str) -> int:
     time, _, number = id.partition(b"-")
-    if time != b"0":
+    if time != b"0" or int(number) > _POSITION_MAX:
         raise not_ours(stream_of(topic))
     return int(number)
 
@@ -210,10 +223,24 @@ def message(fields: Mapping[bytes, bytes]) -> Message:
     )
 
 
-def announced(data: bytes) -> Announced:
-    length, _, rest = data.partition(b" ")
-    size = int(length)
-    return Announced(rest[:size].decode(), rest[size:], 0.0)
+def announced(data: bytes) -> Announced | None:
+    """A digest as it was published; None if somebody else published there."""
+    try:
+        length, _, rest = data.partition(b" ")
+        size = int(length)
+        return Announced(rest[:size].decode(), rest[size:], 0.0)
+    except ValueError:
+        return None
+
+
+def kept(node: bytes, value: bytes, now: float) -> Announced | None:
+    """A digest as it is kept; None if somebody else put something there."""
+    try:
+        since, _, body = value.partition(b" ")
+        age_s = now - float(since)
+        return Announced(node.decode(), body, max(0.0, age_s)) if math.isfinite(age_s) else None
+    except ValueError:
+        return None
 
 
 def _shown(url: str) -> str:

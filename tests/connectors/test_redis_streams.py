@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
+import signal
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis.asyncio
 
+from synckit_connectors import redis_streams
 from synckit_connectors.redis_streams import RedisConnector
 from synckit_streams.errors import ConfigError, Rejected, SyncKitError, TooLarge, Unauthorised, Unavailable
 from synckit_streams.ports.connector import Announced, Message
@@ -128,6 +132,129 @@ async def test_a_reader_is_told_when_its_log_is_another_one(redis_url: str, what
     await connector.close()
 
 
+async def test_a_reader_that_waits_does_not_go_on_in_another_log(redis_url: str) -> None:
+    """Deleted, made anew and longer than what was read, all while the reader waits at the server."""
+    connector, topic = RedisConnector(redis_url), "longer"
+    await connector.open()
+    await connector.send(topic, messages(5))
+    async with connector.receive(topic, group=None, start={}, batch_max=10) as batches:
+        assert len(await anext(batches)) == 5
+        reading = asyncio.ensure_future(anext(batches))
+
+        while not (await plain(redis_url, lambda client: client.info("clients")))["blocked_clients"]:
+            pass
+        await plain(redis_url, lambda client: client.delete(f"sk:{{{topic}}}"))
+        await connector.send(topic, messages(8))
+        with pytest.raises(Unavailable, match="made anew"):
+            async with asyncio.timeout(DEADLINE_S):
+                await reading
+    await connector.close()
+
+
+@pytest.mark.filterwarnings("error::ResourceWarning")
+async def test_a_frozen_server_is_not_waited_for(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes connections and says nothing: `open` gives up in 3 s, and readers and listeners come to an end."""
+    monkeypatch.setattr(redis_streams, "ANSWER_S", 2.5)  # more than a reader waits at the server
+    connector, late = [RedisConnector(redis_server.url, timeout_s=0.5) for _ in range(2)]
+    await connector.open()
+    loop = asyncio.get_running_loop()
+    async with (
+        asyncio.timeout(DEADLINE_S),
+        connector.receive("orders", group=None, start={}, batch_max=10) as batches,
+        connector.listen("orders") as announcements,
+    ):
+        assert await anext(announcements) == Announced("", b"", 0.0)
+        waiting = asyncio.ensure_future(anext(batches)), asyncio.ensure_future(anext(announcements))
+        assert redis_server.pid is not None
+        os.kill(redis_server.pid, signal.SIGSTOP)
+        try:
+            for each in (connector, late):
+                started = loop.time()
+                with pytest.raises(Unavailable):
+                    await each.open()
+                assert loop.time() - started < 3.5
+            for one in waiting:
+                with pytest.raises(Unavailable):
+                    await one
+        finally:
+            os.kill(redis_server.pid, signal.SIGCONT)
+        await connector.open()
+    await connector.close()
+
+
+async def publish(channel: str, data: bytes, client: redis.asyncio.Redis) -> None:
+    await client.publish(channel, data)
+
+
+async def test_a_digest_that_is_not_ours_is_passed_over(redis_url: str) -> None:
+    """Whoever else writes to the hash, or publishes on the channel."""
+    connector, key = RedisConnector(redis_url), "sk:{strangers}:digests"
+    await connector.open()
+    kept: Any = {b"a": b"soon x", b"\xff": b"1 x", b"b": b"-inf x", b"c": b""}
+    await plain(redis_url, lambda client: client.hset(key, mapping=kept))
+    async with asyncio.timeout(DEADLINE_S), connector.listen("strangers") as announcements:
+        assert await anext(announcements) == Announced("", b"", 0.0)
+        for data in (b"hello", b"", b"2 \xff\xff", b"1"):
+            await plain(redis_url, partial(publish, key, data))
+        await connector.announce("strangers", "n", b"1")
+        heard = [await anext(announcements)]
+        while heard[-1].node != "n":
+            heard.append(await anext(announcements))
+        assert heard[-1] == Announced("n", b"1", 0.0)
+    await connector.close()
+
+
+async def test_positions_that_no_store_can_keep_are_another_writers(redis_url: str) -> None:
+    await plain(redis_url, lambda client: client.xadd("sk:{far}", {"a": "b"}, id=f"0-{2**63}"))
+    connector = RedisConnector(redis_url)
+    await connector.open()
+    with pytest.raises(Rejected, match="another writer"):
+        await connector.bounds("far")
+    with pytest.raises(Rejected, match="another writer"):
+        await read(connector, "far", 1)
+    await connector.close()
+
+
+async def test_a_server_that_lacks_replicas_is_unavailable(redis_server: RedisServer) -> None:
+    """It refuses for now, and not for good: what is rejected would not be sent again."""
+    connector = RedisConnector(redis_server.url, timeout_s=0.2)
+    await connector.open()
+    await connector.send("orders", messages(1))
+    await plain(redis_server.url, lambda client: client.config_set("min-replicas-to-write", 1))
+    for call in (
+        connector.send("orders", messages(1)),
+        connector.announce("orders", "a", b"1"),
+        connector.bounds("new"),
+    ):
+        with pytest.raises(Unavailable, match="just now"):
+            await call
+    await connector.close()
+
+
+async def test_the_rights_that_the_guide_names_are_enough(redis_server: RedisServer) -> None:
+    """Not even the configuration may be looked at: then the server is not known to be durable."""
+    commands = "xadd xrange xread xinfo xgroup eval publish subscribe hset hdel hgetall get set exists info ping time"
+    allowed = [f"+{each}" for each in commands.split()]
+    await plain(
+        redis_server.url,
+        lambda client: client.acl_setuser(
+            "till", enabled=True, passwords=["+word"], keys=["sk:*"], channels=["sk:*"], commands=allowed
+        ),
+    )
+    connector = RedisConnector(f"redis://till:word@127.0.0.1:{redis_server.port}")
+    await connector.open()
+    await connector.open()
+    assert not connector.features.durable
+    await connector.send("orders", messages(3))
+    assert len(await read(connector, "orders", 3)) == 3
+    assert await connector.peek("orders", 0, 3) is not None
+    assert (await connector.lag("orders", group=None, start={})).messages == 3
+    await connector.announce("orders", "a", b"1")
+    assert (await heard(connector, "orders"))["a"].body == b"1"
+    await connector.announce("orders", "a", b"")
+    await connector.close()
+
+
 async def test_a_server_that_is_killed_and_comes_back_is_read_on(redis_server: RedisServer) -> None:
     """Readers and listeners that wait, and a send in between, go on by themselves."""
     redis_server.appendfsync = "always"
@@ -236,7 +363,7 @@ async def test_a_full_server_is_unavailable_and_nothing_is_lost(redis_server: Re
         for _ in range(100):
             await connector.send("orders", [Message("m", "k", {}, b"x" * 100_000)] * 10)
 
-    with pytest.raises(Unavailable, match="does not write"):
+    with pytest.raises(Unavailable, match="just now"):
         await fill()
     await connector.close()
 
@@ -269,7 +396,11 @@ async def test_a_digest_that_is_too_large_is_refused(redis_url: str) -> None:
         "redis://h:x",
         "redis://h/abc",
         "redis://h/-1",
+        "redis://[h",
         "redis://h?nope=1",
+        "redis://h?max_length=-1",
+        "redis://h?timeout_s=0",
+        "redis://h?timeout_s=inf",
         "redis://h?timeout_s=soon",
         "rediss://h?tls_ca=/nowhere.pem",
     ],
