@@ -14,7 +14,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -24,6 +24,7 @@ from synckit_connectors.kafka_wire import (
     BYTES_MAX,
     FRAME_BYTES,
     checked,
+    described,
     digests_of,
     log_of,
     message_of,
@@ -35,7 +36,7 @@ from synckit_connectors.kafka_wire import (
 )
 from synckit_streams.errors import ConnectorError, FeatureUnsupported, Rejected, TooLarge, Unavailable
 from synckit_streams.ports.connector import Announced, Bounds, Delivery, Features, Lag, Message
-from synckit_streams.ports.reading import Reading, stop
+from synckit_streams.ports.reading import Reading, end_all, stop
 
 if TYPE_CHECKING:
     from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("synckit_connectors.kafka")
 
 OPEN_S = 2.8
-"""For an attempt to connect."""
+"""For `open`, whatever it has to do, and for an attempt to connect."""
 ANSWER_S = 1.0
 """For an answer on the connection that we have, before `open` makes a new one."""
 RETRY_PAUSE_S = 0.1
@@ -53,11 +54,17 @@ POLL_S = 0.5
 CHECK_S = 1.0
 """After so long without a message a reader looks whether its log is still the one that it was. No broker restarts in
 less."""
+LISTEN_CHECK_S = 5.0
+"""The same for a listener: digests are far between."""
 CLOSE_S = 2.0
 """What a client may take to say goodbye to a broker that does not answer."""
 PARTITION_BYTES = 1024 * 1024
 """What is fetched of a partition at a time."""
 FETCH_BYTES = 4 * 1024 * 1024
+DIGEST_SEGMENT_MS = 10 * 60 * 1000
+"""Kafka compacts no segment that is still written to, and who listens reads all that was not compacted."""
+UNKNOWN_TOPIC = 3
+TOPIC_UNAUTHORISED = 29
 TOPIC_EXISTS = 36
 
 T = TypeVar("T")
@@ -97,12 +104,14 @@ class KafkaConnector:
     def __init__(self, url: str, **options: Any) -> None:
         require_kafka()
         self.address, self.options = read_url(url, options)
+        self.url = str(self.address)
         self.features = Features(bytes_max=BYTES_MAX, partitions=self.options.partitions)
         self._opened = False
         self._cluster = ""
         self._admin: AIOKafkaAdminClient | None = None
         self._producer: AIOKafkaProducer | None = None
         self._looker: AIOKafkaConsumer | None = None
+        self._administering = asyncio.Lock()
         self._looking = asyncio.Lock()
         self._producing = asyncio.Lock()
         self._made: set[str] = set()
@@ -117,15 +126,11 @@ class KafkaConnector:
         first = not self._opened
         self._opened = True
         try:
-            if self._admin is not None:
-                with suppress(ConnectorError, TimeoutError):
-                    async with asyncio.timeout(ANSWER_S):
-                        await self._run(self._describe)
-                        return
-                await self._drop()
             try:
                 async with asyncio.timeout(OPEN_S):
-                    await self._run(self._connect)
+                    if self._admin is not None and not await self._answers():
+                        self._drop()
+                    await self._run(self._ready_admin)
             except TimeoutError:
                 raise Unavailable(f"no connection to {self.address}") from None
         except BaseException:
@@ -133,17 +138,28 @@ class KafkaConnector:
                 await self.close()
             raise
 
-    async def _connect(self) -> None:
+    async def _answers(self) -> bool:
+        """Whether the broker answers on the connection that we have."""
+        with suppress(ConnectorError, TimeoutError):
+            async with asyncio.timeout(ANSWER_S):
+                await self._run(self._describe)
+                return True
+        return False
+
+    async def _ready_admin(self) -> AIOKafkaAdminClient:
         from aiokafka.admin import AIOKafkaAdminClient
 
-        admin = AIOKafkaAdminClient(request_timeout_ms=int(OPEN_S * 1000), **self.address.client())
-        try:
-            await self._start(admin, admin.close)
-        except Exception:
-            await say_why(self.address)
-            raise
-        self._admin = admin
-        await self._describe()
+        async with self._administering:
+            if self._admin is None:
+                admin = AIOKafkaAdminClient(request_timeout_ms=int(OPEN_S * 1000), **self.address.client())
+                try:
+                    await self._start(admin, admin.close)
+                except Exception:
+                    await say_why(self.address)
+                    raise
+                self._admin = admin
+                await self._describe()
+            return self._admin
 
     async def _start(self, client: Any, leave: Callable[[], Awaitable[Any]]) -> None:
         """Start a client of aiokafka, which would lose a connection if it were cancelled over that."""
@@ -152,10 +168,14 @@ class KafkaConnector:
         try:
             await asyncio.shield(starting)
         except BaseException:
-            leaving = asyncio.create_task(_farewell(starting, leave))
-            self._leaving.add(leaving)
-            leaving.add_done_callback(self._leaving.discard)
+            self._leave(_farewell(starting, leave))
             raise
+
+    def _leave(self, farewell: Coroutine[Any, Any, None]) -> None:
+        """Let somebody go, without waiting for it before the end."""
+        leaving = asyncio.create_task(farewell)
+        self._leaving.add(leaving)
+        leaving.add_done_callback(self._leaving.discard)
 
     async def _describe(self) -> None:
         assert self._admin is not None
@@ -167,26 +187,24 @@ class KafkaConnector:
     async def close(self) -> None:
         """See `Connector.close`. Ends every iterator of this connector."""
         self._opened = False
-        readers, self._readers = self._readers, set()
-        for reader in readers:
-            await reader.end()
+        await end_all(self._readers)
         for task in list(self._asked):
             await stop(task)
-        await self._drop()
+        self._drop()
         while self._leaving:
             await asyncio.wait(self._leaving)
 
-    async def _drop(self) -> None:
+    def _drop(self) -> None:
         """Let go of the clients."""
         admin, self._admin = self._admin, None
         producer, self._producer = self._producer, None
         looker, self._looker = self._looker, None
         if producer is not None:
-            await _quietly(producer.stop())
+            self._leave(_dismiss(producer))
         if looker is not None:
-            await _quietly(looker.stop())
+            self._leave(_part(looker))
         if admin is not None:
-            await _quietly(admin.close())
+            self._leave(_quietly(admin.close()))
 
     async def _run(self, work: Callable[[], Awaitable[T]]) -> T:
         """Let a client do something; whoever is cancelled over it leaves, and it goes on without him."""
@@ -244,22 +262,30 @@ class KafkaConnector:
         from aiokafka.errors import for_code
 
         configs = {"max.message.bytes": str(FRAME_BYTES), "min.insync.replicas": str(self.options.min_insync)}
+        # By the broker's clock, which refuses what a client's clock that is an hour ahead says.
+        configs["message.timestamp.type"] = "LogAppendTime"
         if digests:
-            configs |= {"cleanup.policy": "compact", "message.timestamp.type": "LogAppendTime"}
+            configs |= {
+                "cleanup.policy": "compact",
+                "segment.ms": str(DIGEST_SEGMENT_MS),
+                "segment.bytes": str(4 * FRAME_BYTES),
+                "min.cleanable.dirty.ratio": "0.1",
+            }
         else:
             configs |= {"retention.ms": str(self.options.retention_ms), "retention.bytes": "-1"}
         partitions = 1 if digests else self.options.partitions
         topic = NewTopic(name, partitions, self.options.replicas, topic_configs=configs)
 
         async def create() -> None:
-            if self._admin is None:
-                await self._connect()
-            assert self._admin is not None
-            answer = await self._admin.create_topics([topic])
-            for _, code, *said in answer.topic_errors:
-                if code not in (0, TOPIC_EXISTS):
-                    raise for_code(code)(f"making {name}: {said[0] if said else ''}")
-            (there,) = await self._admin.describe_topics([name])
+            admin = await self._ready_admin()
+            # First, since whoever may read and write a topic need not be one who may make it.
+            there = await described(admin, name)
+            if there["error_code"] in (UNKNOWN_TOPIC, TOPIC_UNAUTHORISED):
+                answer = await admin.create_topics([topic])
+                for _, code, *said in answer.topic_errors:
+                    if code not in (0, TOPIC_EXISTS):
+                        raise for_code(code)(f"making {name}: {said[0] if said else ''}")
+                there = await described(admin, name)
             if there["error_code"]:  # the broker that we ask has not heard of it yet
                 raise for_code(there["error_code"])(f"looking at {name}")
             if (count := len(there["partitions"])) != partitions:
@@ -283,7 +309,7 @@ class KafkaConnector:
                 except Exception:
                     looker, self._looker = self._looker, None
                     if looker is not None:
-                        await _quietly(looker.stop())
+                        await _part(looker)
                     raise
 
         return await self._patiently(look)
@@ -299,13 +325,15 @@ class KafkaConnector:
             max_partition_fetch_bytes=PARTITION_BYTES,
             **self._client_options(),
         )
-        await self._start(consumer, consumer.stop)
+        await self._start(consumer, lambda: _part(consumer))
         return consumer
 
-    async def _ends(self, name: str, partitions: int) -> list[tuple[int, int]]:
-        """The first and the next offset of each partition."""
+    async def _ends(self, name: str, partitions: int, *, digests: bool = False) -> list[tuple[int, int]]:
+        """The first and the next offset of each partition, now; a topic that is not there is made."""
         from aiokafka import TopicPartition
 
+        self._made.discard(name)  # somebody may have deleted it
+        await self._make(name, digests=digests)
         found = [TopicPartition(name, number) for number in range(partitions)]
 
         async def ask(consumer: AIOKafkaConsumer) -> list[tuple[int, int]]:
@@ -319,10 +347,8 @@ class KafkaConnector:
         if not self._opened:
             raise self._not_open()
         name = log_of(topic)
-        self._made.discard(name)  # somebody may have deleted it
-        await self._make(name)
-        identity = f"{name}@{self._cluster}"
         ends = await self._ends(name, self.features.partitions)
+        identity = f"{name}@{self._cluster}"
         return {number: Bounds(f"{identity}/{number}", first + 1, end + 1) for number, (first, end) in enumerate(ends)}
 
     async def peek(self, topic: str, partition: int, position: int) -> Message | None:
@@ -395,7 +421,8 @@ class KafkaConnector:
                 # An idempotent producer that lost count refuses everything from then on; a new one begins a new count.
                 if self._producer is producer:
                     self._producer = None
-                await _quietly(producer.stop())
+                self._made.discard(name)  # it may be that the topic is not there any more
+                await _dismiss(producer)
                 raise
 
         return await self._patiently(produce)
@@ -475,8 +502,8 @@ class KafkaConnector:
             await reader.wait_for(reader.begin)
             yield reader
         finally:
-            self._readers.discard(reader)
             await reader.end()
+            self._readers.discard(reader)
 
 
 class _Reader(Reading):
@@ -495,7 +522,7 @@ class _Reader(Reading):
         """Let go of the consumer."""
         consumer, self.consumer = self.consumer, None
         if consumer is not None:
-            await _quietly(consumer.stop())
+            await _part(consumer)
 
     async def poll(self, records_max: int) -> dict[Any, list[ConsumerRecord]]:
         """What has come, after `POLL_S` at the latest.
@@ -626,6 +653,9 @@ class _Listener(_Reader):
     def __init__(self, connector: KafkaConnector, topic: str) -> None:
         super().__init__(connector, topic)
         self._name = digests_of(topic)
+        self._end = 0
+        """Behind the last record that is known to be there."""
+        self._checked_at = 0.0
         self._heard: deque[Announced] = deque()
 
     async def begin(self) -> None:
@@ -633,23 +663,23 @@ class _Listener(_Reader):
         from aiokafka import TopicPartition
 
         connector, name = self.connector, self._name
-        await connector._make(name, digests=True)
+        ((first, _),) = await connector._ends(name, 1, digests=True)
         # A record without a node: where it lies is the end of what was there, and its time is the broker's now.
         (mark,) = await connector._produce(name, [(b"", None, [])])
         where = TopicPartition(name, 0)
-        ((first, _),) = await connector._ends(name, 1)
         kept: dict[str, Announced] = {}
         try:
             consumer = self.consumer = await connector._consumer()
             consumer.assign([where])
             consumer.seek(where, first)
+            self._end, self._checked_at = mark.offset + 1, time.monotonic()
             at = first
             while at <= mark.offset:
-                for records in (await self.poll(1000)).values():
+                for records in (await self._poll()).values():
                     for record in records:
+                        at = record.offset + 1
                         if record.offset > mark.offset:
                             break
-                        at = record.offset + 1
                         node = (record.key or b"").decode(errors="replace")
                         kept.pop(node, None)
                         if node and record.value:
@@ -680,7 +710,7 @@ class _Listener(_Reader):
                 if self.consumer is None:
                     await self.begin()
                     break
-                found = await self.poll(1000)
+                found = await self._poll()
             except Unavailable:
                 until = until or time.monotonic() + self.connector.options.timeout_s
                 if time.monotonic() >= until:
@@ -698,6 +728,23 @@ class _Listener(_Reader):
                 self._heard.append(Announced("", b"", 0.0))
         return True
 
+    async def _poll(self) -> dict[Any, list[ConsumerRecord]]:
+        """`poll`, that notices when nothing more can come.
+
+        Raises:
+            Unavailable: the broker is gone, or the digests are.
+        """
+        found = await self.poll(1000)
+        if found:
+            self._end = max(self._end, *(records[-1].offset + 1 for records in found.values()))
+            self._checked_at = time.monotonic()
+        elif time.monotonic() - self._checked_at > LISTEN_CHECK_S:
+            ((_, end),) = await self.connector._ends(self._name, 1, digests=True)
+            self._checked_at = time.monotonic()
+            if end < self._end:
+                raise Unavailable(f"{self._name} was made anew or put back")
+        return found
+
 
 _LOOK_AGAIN = "look at the bounds, and receive from there"
 
@@ -711,16 +758,37 @@ def _told(sent: asyncio.Future[Any]) -> None:
 async def _farewell(starting: asyncio.Task[None], leave: Callable[[], Awaitable[Any]]) -> None:
     """Let go of a client that was given up while it started."""
     await asyncio.wait([starting], timeout=OPEN_S)
-    starting.cancel()
+    await stop(starting)
     await _quietly(leave())
-    await _quietly(starting)
+
+
+async def _dismiss(producer: AIOKafkaProducer) -> None:
+    """Let go of a producer. With something left that the broker does not take, it would never stop by itself."""
+    from aiokafka.errors import KafkaConnectionError
+
+    await _quietly(producer.stop())
+    await _quietly(producer.client.close())
+    await _quietly(producer._sender.close())
+    producer._message_accumulator.fail_all(KafkaConnectionError("the producer was let go"))
+
+
+async def _part(consumer: AIOKafkaConsumer) -> None:
+    """Let go of a consumer, which may stop halfway while it stops; see `_quietly`."""
+    await _quietly(consumer.stop())
+    if consumer._fetcher is not None:
+        for fetching in list(consumer._fetcher._pending_tasks):
+            await stop(fetching)
+    await _quietly(consumer._client.close())
 
 
 async def _quietly(work: Awaitable[Any]) -> None:
-    """Let go of a client whose broker may be gone; nothing is lost with it."""
-    with suppress(Exception):
-        async with asyncio.timeout(CLOSE_S):
-            await work
+    """Let go of a client whose broker may be gone; nothing is lost with it.
+
+    In a task of its own, since a client of aiokafka may be cancelled by what it cancels itself.
+    """
+    leaving = asyncio.ensure_future(work)
+    await asyncio.wait([leaving], timeout=CLOSE_S)
+    await stop(leaving)
 
 
 def _no_groups() -> FeatureUnsupported:

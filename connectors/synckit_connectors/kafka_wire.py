@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
+import math
 import re
 import ssl
 from collections.abc import Mapping
@@ -28,6 +29,7 @@ from synckit_streams.ports.connector import ID_CHARS_MAX, Message
 
 if TYPE_CHECKING:
     from aiokafka import ConsumerRecord
+    from aiokafka.admin import AIOKafkaAdminClient
 
 BYTES_MAX = 4 * 1024 * 1024
 """Of a message. Our topics are made for it; Kafka's own default is 1 MiB."""
@@ -42,6 +44,8 @@ _SAFE_NAME = re.compile(r"[A-Za-z0-9_-]{1,200}")
 _PORT = 9092
 _SILENT = logging.NullHandler()
 METADATA_PAUSE_S = 0.1
+WHY_S = 2.0
+"""For an attempt to find out what is wrong with our login."""
 
 Record = tuple[bytes, bytes, list[tuple[str, bytes]]]
 
@@ -114,6 +118,11 @@ def read_url(url: str, options: Mapping[str, Any]) -> tuple[Address, KafkaOption
     except (msgspec.ValidationError, ValueError) as error:
         known = ", ".join(KafkaOptions.__struct_fields__)
         raise ConfigError(f"{shown}: {error}", hint=f"options are {known}") from error
+    if not 0 < read.timeout_s < math.inf or read.retention_ms < -1:
+        raise ConfigError(
+            f"{shown}: timeout_s={read.timeout_s:g}, retention_ms={read.retention_ms}",
+            hint="timeout_s is above 0; retention_ms is a time, or -1 for ever",
+        )
     if not 0 < read.partitions <= 1000 or read.replicas < 1 or not 0 < read.min_insync <= read.replicas:
         raise ConfigError(
             f"{shown}: {read.partitions} partitions, {read.replicas} replicas of which {read.min_insync} in sync",
@@ -268,8 +277,17 @@ async def say_why(address: Address) -> None:
 
     for server in address.servers if address.secrets else ():
         host, _, port = server.rpartition(":")
-        connection = await create_conn(host, int(port), **address.secrets)
+        connection = await create_conn(host, int(port), request_timeout_ms=int(WHY_S * 1000), **address.secrets)
         connection.close()
+
+
+async def described(admin: AIOKafkaAdminClient, name: str) -> dict[str, Any]:
+    """What a broker knows of a topic. `describe_topics` would make one, as the broker makes them by itself."""
+    from aiokafka.protocol.metadata import MetadataRequest
+
+    answer = await admin._send_request(MetadataRequest([name], allow_auto_topic_creation=False))
+    found: dict[str, Any] = answer.to_object()["topics"][0]
+    return found
 
 
 def paced(client: Any) -> None:

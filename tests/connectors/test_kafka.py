@@ -3,22 +3,38 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import logging
 import shutil
+import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
-from aiokafka import AIOKafkaConsumer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from synckit_connectors.kafka import KafkaConnector
 from synckit_streams.errors import ConfigError, Rejected, Unauthorised, Unavailable
 from synckit_streams.ports.connector import Announced, Message
-from synckit_streams.testing.connector_contract import ConnectorContract, Factory, bodies, messages, read
+from synckit_streams.testing.connector_contract import ConnectorContract, Factory, bodies, heard, messages, read
 from synckit_streams.testing.kafka_server import KafkaServer
 
 DEADLINE_S = 60.0
+LOGINS = {
+    "listener.security.protocol.map": "PLAINTEXT:SASL_PLAINTEXT,CONTROLLER:PLAINTEXT",
+    "inter.broker.listener.name": "PLAINTEXT",
+    "sasl.enabled.mechanisms": "PLAIN",
+    "sasl.mechanism.inter.broker.protocol": "PLAIN",
+    "listener.name.plaintext.plain.sasl.jaas.config": (
+        "org.apache.kafka.common.security.plain.PlainLoginModule required "
+        'username="broker" password="b" user_broker="b" user_till="a word";'
+    ),
+}
+"""The users `broker` and `till`, each with a password."""
 
 
 class TestKafkaConnector(ConnectorContract):
@@ -98,6 +114,97 @@ async def test_a_topic_that_was_deleted_or_is_shorter_is_told(kafka_url: str, to
     await connector.close()
 
 
+async def test_digests_that_were_deleted_are_kept_anew(kafka_url: str, topic: str) -> None:
+    """While somebody listens, and for whoever comes later."""
+    connector = KafkaConnector(kafka_url, timeout_s=2)
+    await connector.open()
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka_url.removeprefix("kafka://"))
+    await admin.start()
+    async with asyncio.timeout(DEADLINE_S), connector.listen(topic) as announcements:
+        await connector.announce(topic, "a", b"1")
+        assert [(await anext(announcements)).node for _ in range(2)] == ["", "a"]
+        await admin.delete_topics([f"skd-{topic}"])
+        with suppress(Unavailable):  # it was there a moment ago
+            await connector.announce(topic, "b", b"1")
+        await connector.announce(topic, "b", b"2")
+        while (await anext(announcements))[:2] != ("b", b"2"):
+            pass
+        found = await heard(connector, topic)
+        assert found["b"].body == b"2"
+    await admin.close()
+    await connector.close()
+
+
+async def test_what_is_made_does_not_depend_on_anybodys_clock(kafka_url: str, topic: str) -> None:
+    """The broker refuses a time that is an hour ahead, unless it sets the time itself; and digests get compacted."""
+    connector = KafkaConnector(kafka_url)
+    await connector.open()
+    await connector.send(topic, messages(1))
+    await connector.announce(topic, "a", b"1")
+    producer = AIOKafkaProducer(bootstrap_servers=kafka_url.removeprefix("kafka://"))
+    await producer.start()
+    tomorrow = int(time.time() + 86_400) * 1000
+    await producer.send_and_wait(f"sk-{topic}", b"x", timestamp_ms=tomorrow)
+    await producer.stop()
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka_url.removeprefix("kafka://"))
+    await admin.start()
+    (answer,) = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, f"skd-{topic}")])
+    configs = {name: value for name, value, *_ in answer.resources[0][4]}
+    assert (configs["cleanup.policy"], configs["segment.ms"]) == ("compact", "600000")
+    await admin.close()
+    await connector.close()
+
+
+async def test_who_may_not_make_topics_uses_those_that_are_there(kafka_server: KafkaServer) -> None:
+    """With the rights that the guide names, and no others."""
+    kafka_server.settings = LOGINS | {
+        "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+        "super.users": "User:broker;User:ANONYMOUS",
+    }
+    await asyncio.to_thread(kafka_server.restart)
+    place = kafka_server.url.removeprefix("kafka://")
+    kafka_admin: Any = importlib.import_module("confluent_kafka.admin")
+    boss: Any = kafka_admin.AdminClient(
+        {
+            "bootstrap.servers": place,
+            "security.protocol": "SASL_PLAINTEXT",
+            "sasl.mechanism": "PLAIN",
+            "sasl.username": "broker",
+            "sasl.password": "b",
+        }
+    )
+    topics = boss.create_topics([kafka_admin.NewTopic(name, 1, 1) for name in ("sk-orders", "skd-orders")])
+    rights = boss.create_acls(
+        [
+            kafka_admin.AclBinding(
+                kafka_admin.ResourceType.TOPIC,
+                "sk",
+                kafka_admin.ResourcePatternType.PREFIXED,
+                "User:till",
+                "*",
+                operation,
+                kafka_admin.AclPermissionType.ALLOW,
+            )
+            for operation in (
+                kafka_admin.AclOperation.DESCRIBE,
+                kafka_admin.AclOperation.READ,
+                kafka_admin.AclOperation.WRITE,
+            )
+        ]
+    )
+    for done in (*topics.values(), *rights.values()):
+        await asyncio.to_thread(done.result)
+    connector = KafkaConnector(f"kafka://till:a%20word@{place}")
+    await connector.open()
+    await connector.send("orders", messages(2))
+    assert len(await read(connector, "orders", 2)) == 2
+    await connector.announce("orders", "a", b"1")
+    assert (await heard(connector, "orders"))["a"].body == b"1"
+    with pytest.raises(Unauthorised):
+        await connector.bounds("others")
+    await connector.close()
+
+
 async def test_more_partitions_than_there_are_is_a_clear_error(kafka_url: str, topic: str) -> None:
     """A topic keeps the partitions that it was made with; every node has to say the same."""
     one, three = KafkaConnector(kafka_url), KafkaConnector(kafka_url, partitions=3)
@@ -145,23 +252,30 @@ async def test_a_broker_that_stays_away_is_unavailable_and_costs_little(
 ) -> None:
     """After `timeout_s` for whoever was at work, within 3 s for whoever opens; and no attempt follows at once."""
     caplog.set_level(logging.WARNING, "aiokafka")
+    before = asyncio.all_tasks()
     connector = KafkaConnector(kafka_server.url, timeout_s=1)
     await connector.open()
     await connector.send("orders", messages(1))
-    async with connector.receive("orders", group=None, start={0: 1}, batch_max=10) as batches:
-        reading = asyncio.ensure_future(anext(batches))
+    async with (
+        connector.receive("orders", group=None, start={0: 1}, batch_max=10) as batches,
+        connector.listen("orders") as announcements,
+    ):
+        assert (await anext(announcements)).node == ""
+        reading, listening = asyncio.ensure_future(anext(batches)), asyncio.ensure_future(anext(announcements))
         await asyncio.sleep(0)
         await asyncio.to_thread(kafka_server.kill)
         async with asyncio.timeout(DEADLINE_S):
             with pytest.raises(Unavailable):
                 await connector.send("orders", messages(1))
-            with pytest.raises(Unavailable):
-                await reading
+            for waiting in (reading, listening):
+                with pytest.raises(Unavailable):
+                    await waiting
             started = asyncio.get_running_loop().time()
             with pytest.raises(Unavailable):
                 await connector.open()
-            assert asyncio.get_running_loop().time() - started < 5.0  # 1 s for the old connection, 2.8 s for a new one
+            assert asyncio.get_running_loop().time() - started < 3.5
             await connector.close()
+    assert asyncio.all_tasks() == before
     assert len(caplog.records) < 2000  # it was 6,000 a second
 
 
@@ -188,15 +302,7 @@ async def test_a_broker_that_was_put_back_is_told(kafka_server: KafkaServer, tmp
 
 async def test_a_password_that_is_wrong_is_said(kafka_server: KafkaServer) -> None:
     """SASL, by the user and password of the URL."""
-    login = "org.apache.kafka.common.security.plain.PlainLoginModule required"
-    users = 'username="broker" password="b" user_broker="b" user_till="a word"'
-    kafka_server.settings = {
-        "listener.security.protocol.map": "PLAINTEXT:SASL_PLAINTEXT,CONTROLLER:PLAINTEXT",
-        "inter.broker.listener.name": "PLAINTEXT",
-        "sasl.enabled.mechanisms": "PLAIN",
-        "sasl.mechanism.inter.broker.protocol": "PLAIN",
-        "listener.name.plaintext.plain.sasl.jaas.config": f"{login} {users};",
-    }
+    kafka_server.settings = LOGINS
     await asyncio.to_thread(kafka_server.restart)
     place = kafka_server.url.removeprefix("kafka://")
     with pytest.raises(Unauthorised) as refused:
@@ -218,6 +324,8 @@ async def test_a_password_that_is_wrong_is_said(kafka_server: KafkaServer) -> No
         "kafka://h/x",
         "kafka://h?nope=1",
         "kafka://h?partitions=0",
+        "kafka://h?timeout_s=0",
+        "kafka://h?retention_ms=-2",
         "kafka://h?replicas=1&min_insync=2",
         "kafka://h?sasl=GSSAPI",
         "kafka://h?tls=true&tls_ca=/nowhere.pem",
