@@ -450,6 +450,7 @@ class NatsConnector:
     def __init__(self, url: str, **options: object) -> None:
         require_nats()
         self.address, from_url = read_url(url)
+        self.url = str(self.address)
         self.options = read_options(from_url | options)
         self._tls = tls_context(self.options) if wants_tls_context(self.address, self.options) else None
         self._opened = False

@@ -114,6 +114,9 @@ class Delivery(Protocol):
 class Connector(Protocol):
     """One broker. Made by `Class(url, **options)`; opened, used and closed on one event loop.
 
+    An attribute `url`, without secrets, is the name under which a store keeps what was read there; without one that is
+    the class's name.
+
     Every method may raise `Unavailable`, `Timeout`, `Rejected` or `Unauthorised`, and no exception of the driver's.
     Each call ends, also when the broker is frozen; each may be cancelled at any time, and the next one finds the
     connector usable. Before `open` and after `close` every call but these two raises `ConnectorError`.

@@ -33,6 +33,7 @@ from synckit_streams.runtime.settings import (
     Settings,
     check_count,
     check_directions,
+    check_links,
     check_list,
     check_names,
     check_packing,
@@ -116,6 +117,11 @@ class SyncNode:
         check_projections(projections)
         check_part("an observer", observer or Silence(), OBSERVER)
         made = [connector_for(each) for each in connectors]
+        names = [
+            link_name(each, url if isinstance(url, str) else getattr(each, "url", ""))
+            for url, each in zip(connectors, made, strict=True)
+        ]
+        check_links(names)
         settings = Settings(
             node=node_id,
             topics=tuple(dict.fromkeys(topics)),
@@ -130,10 +136,7 @@ class SyncNode:
         # The store comes last: making it claims the file.
         self._driver = Driver(settings, store_for(store), observer or Silence(), world or World())
         self._driver.wrote = self._wrote
-        self._links = [
-            Link(link_name(each, url if isinstance(url, str) else getattr(each, "url", "")), each, self._driver)
-            for url, each in zip(connectors, made, strict=True)
-        ]
+        self._links = [Link(name, each, self._driver) for name, each in zip(names, made, strict=True)]
         self._projector = Projector(self._driver, projections, self.resolver)
         self._listeners: list[OnResult] = []
         self._turns = Turns()

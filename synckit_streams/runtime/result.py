@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from synckit_streams.errors import ConnectorError, Unavailable
+from synckit_streams.errors import ConnectorError, Timeout, Unavailable
 from synckit_streams.model.seen import Intervals, Seen
 from synckit_streams.sync.protocol import Standing
 
@@ -70,7 +70,7 @@ def gather(
 
 def nobody_reached(failures: Sequence[ConnectorError]) -> ConnectorError:
     """The one error of a meeting that came about over no connector."""
-    if len(failures) == 1 or not all(isinstance(each, Unavailable) for each in failures):
+    if len(failures) == 1 or not all(isinstance(each, Unavailable | Timeout) for each in failures):
         # What somebody has to put right stands before what passes by itself.
-        return next((each for each in failures if not isinstance(each, Unavailable)), failures[0])
+        return next((each for each in failures if not isinstance(each, Unavailable | Timeout)), failures[0])
     return Unavailable("no connector was reached: " + "; ".join(each.message for each in failures))

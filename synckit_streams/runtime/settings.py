@@ -91,9 +91,18 @@ def check_directions(connectors: Sequence[Any], topics: Sequence[str], *, push_o
         raise ConfigError("push_only and pull_only exclude each other", hint="leave both out to do both")
     if connectors and not topics:
         raise ConfigError("a node with connectors needs topics", hint='for example topics=["orders"]')
-    named = [each for each in connectors if isinstance(each, str)]
-    if twice := next((each for each in named if named.count(each) > 1), ""):
-        raise ConfigError(f"the connector {twice.partition('://')[0]}:// is named twice with one URL")
+
+
+def check_links(names: Sequence[str]) -> None:
+    """That each connector has a name of its own, under which the store keeps what was read there.
+
+    Raises:
+        ConfigError: two have one.
+    """
+    if twice := next((each for each in names if names.count(each) > 1), ""):
+        raise ConfigError(
+            f"the connector {twice} is named twice", hint="a broker is known by its URL without user and options"
+        )
 
 
 def check_packing(packing: str) -> None:

@@ -8,7 +8,9 @@ import uuid
 import pytest
 
 from synckit_connectors.memory import MemoryBroker, MemoryConnector, memory_broker
-from synckit_streams.errors import ConfigError, Unauthorised, Unavailable
+from synckit_connectors.redis_streams import RedisConnector
+from synckit_streams.errors import ConfigError, Timeout, Unauthorised, Unavailable
+from synckit_streams.runtime.result import nobody_reached
 from synckit_streams.testing.brokers import NatsServer, RedisServer
 from tests.acceptance.kit import Make, draft, drafts, eventually, ids, same
 
@@ -75,6 +77,10 @@ async def test_nobody_there_names_them_all(make: Make, two: tuple[str, str, obje
         await node.sync()
 
 
+def test_who_made_no_progress_is_named_with_the_others() -> None:
+    assert nobody_reached([Timeout("one"), Unavailable("other")]).message == "no connector was reached: one; other"
+
+
 async def test_what_somebody_has_to_put_right_is_said_first(
     make: Make, memory_url: str, redis_server: RedisServer
 ) -> None:
@@ -117,5 +123,16 @@ async def test_a_server_that_is_killed_while_a_node_is_live_is_replaced(
 
 
 async def test_one_connector_named_twice_is_an_error(make: Make) -> None:
+    for other in ("nats://h", "nats://user:word@h", "nats://h?timeout_s=3"):
+        with pytest.raises(ConfigError, match="nats://h is named twice"):
+            await make("till-1", None, connectors=["nats://h", other])
+
+
+async def test_connectors_that_were_made_already_are_told_apart(make: Make, redis_url: str, topic: str) -> None:
+    """Two of one class are two brokers, and each has its own places."""
+    first, second = [RedisConnector(f"{redis_url}/{database}") for database in (1, 2)]
+    node = await make("till-1", None, connectors=[first, second])
+    await node.append(draft(topic))
+    assert (await node.sync()).events_pushed == 1
     with pytest.raises(ConfigError, match="twice"):
-        await make("till-1", None, connectors=["memory://x", "memory://x"])
+        await make("till-2", None, connectors=[first, RedisConnector(first.url)])
