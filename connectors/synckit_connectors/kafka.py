@@ -409,12 +409,17 @@ class KafkaConnector:
     async def _produce(self, name: str, records: Sequence[tuple[bytes | None, bytes | None, Any]]) -> list[Any]:
         """Send, and give what the broker says of each."""
 
+        loop, timeout_s = asyncio.get_running_loop(), self.options.timeout_s
+
         async def produce() -> list[Any]:
             producer = await self._ready_producer()
             try:
-                waiting = [
-                    await producer.send(name, value, key=key, headers=headers) for key, value, headers in records
-                ]
+                waiting = []
+                # A producer that is let go of meanwhile would keep whoever asks it for a partition waiting for ever.
+                async with asyncio.timeout(timeout_s) as limit:
+                    for key, value, headers in records:
+                        waiting.append(await producer.send(name, value, key=key, headers=headers))
+                        limit.reschedule(loop.time() + timeout_s)
                 await self._acknowledged(waiting)
                 return [each.result() for each in waiting]
             except Exception:
@@ -763,13 +768,11 @@ async def _farewell(starting: asyncio.Task[None], leave: Callable[[], Awaitable[
 
 
 async def _dismiss(producer: AIOKafkaProducer) -> None:
-    """Let go of a producer. With something left that the broker does not take, it would never stop by itself."""
-    from aiokafka.errors import KafkaConnectionError
-
-    await _quietly(producer.stop())
+    """Let go of a producer, which would wait for ever to get rid of what the broker does not take."""
+    await _quietly(producer.flush())
     await _quietly(producer.client.close())
     await _quietly(producer._sender.close())
-    producer._message_accumulator.fail_all(KafkaConnectionError("the producer was let go"))
+    producer._closed = True
 
 
 async def _part(consumer: AIOKafkaConsumer) -> None:

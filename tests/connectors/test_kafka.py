@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import importlib
 import logging
+import os
 import shutil
+import signal
 import time
 import uuid
 from contextlib import suppress
@@ -277,6 +279,34 @@ async def test_a_broker_that_stays_away_is_unavailable_and_costs_little(
             await connector.close()
     assert asyncio.all_tasks() == before
     assert len(caplog.records) < 2000  # it was 6,000 a second
+
+
+async def test_a_broker_that_is_frozen_is_not_waited_for(kafka_server: KafkaServer) -> None:
+    """Whoever sends, opens or waits comes to an end, and nothing is left behind."""
+    before = asyncio.all_tasks()
+    connector = KafkaConnector(kafka_server.url, timeout_s=1)
+    await connector.open()
+    await connector.send("orders", messages(1))
+    assert kafka_server.pid is not None
+    async with (
+        asyncio.timeout(DEADLINE_S),
+        connector.receive("orders", group=None, start={0: 1}, batch_max=10) as batches,
+        connector.listen("orders") as announcements,
+    ):
+        assert (await anext(announcements)).node == ""
+        waiting: list[Any] = [asyncio.ensure_future(anext(batches)), asyncio.ensure_future(anext(announcements))]
+        os.kill(kafka_server.pid, signal.SIGSTOP)
+        try:
+            waiting.append(asyncio.ensure_future(connector.send("orders", messages(1))))
+            with pytest.raises(Unavailable):
+                await connector.open()
+            for each in waiting:
+                with pytest.raises(Unavailable):
+                    await each
+            await connector.close()
+        finally:
+            os.kill(kafka_server.pid, signal.SIGCONT)
+    assert asyncio.all_tasks() == before
 
 
 async def test_a_broker_that_was_put_back_is_told(kafka_server: KafkaServer, tmp_path: Path) -> None:
