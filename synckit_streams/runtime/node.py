@@ -335,7 +335,7 @@ class SyncNode:
                         if not isinstance(error, ConnectorError):
                             raise
                         failures.append(error)  # the next one, in the order in which they were named
-        raise nobody_reached(failures)
+                raise nobody_reached(failures)
 
     def _check_meeting(self, timeout_s: float) -> None:
         if not self._links:
