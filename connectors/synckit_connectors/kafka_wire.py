@@ -104,7 +104,8 @@ def read_url(url: str, options: Mapping[str, Any]) -> tuple[Address, KafkaOption
     scheme, _, rest = url.partition("://")
     rest, _, query = rest.partition("?")
     login, at, hosts = rest.rstrip("/").rpartition("@")
-    shown = f"{scheme}://{'…@' if at else ''}{hosts}"
+    # Whatever stands before the last @ may be part of a password, also one with a sign in it that ends a login.
+    shown = f"{scheme}://…@{url.rpartition('@')[2]}" if "@" in url else f"{scheme}://{hosts}"
     servers: list[str] = []
     for host in hosts.split(","):
         name, colon, port = host.rpartition(":") if not host.endswith("]") else (host, "", "")

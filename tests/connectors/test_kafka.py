@@ -359,6 +359,9 @@ async def test_a_password_that_is_wrong_is_said(kafka_server: KafkaServer) -> No
         "kafka://h?replicas=1&min_insync=2",
         "kafka://h?sasl=GSSAPI",
         "kafka://h?tls=true&tls_ca=/nowhere.pem",
+        "kafka://user:secret?with@h",
+        "kafka://user:se/secret@h:x",
+        "kafka://secret:secret@user:secret@h:x",
     ],
 )
 async def test_a_wrong_url_is_an_error_where_the_connector_is_made(url: str) -> None:
