@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -105,10 +108,26 @@ def test_a_bug_that_there_is_not_is_answered_with_those_that_there_are(synckit: 
     assert all(bug.name in done.err.replace("\n", "") for bug in BUGS)
 
 
+def worked_s(pid: int) -> float:
+    """The processor's time that a process and its children have had, in seconds."""
+    seconds = 0.0
+    for found in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # gone meanwhile
+            number, _, rest = found.read_text().partition(" (")
+            _, parent, *more = rest.rpartition(") ")[2].split()
+            if pid in (int(number), int(parent)):
+                seconds += (int(more[9]) + int(more[10])) / os.sysconf("SC_CLK_TCK")
+    return seconds
+
+
 @pytest.mark.parametrize("arguments", [("--seeds", 3000), ("--planted", "all"), ("--seeds", 3000, "--jobs", 1)])
 def test_interrupting_it_is_quiet(process: Callable[..., Process], arguments: tuple[object, ...]) -> None:
     running = process("simulate", "--json", *arguments)
-    time.sleep(2.0)
+    deadline = time.monotonic() + 60
+    while worked_s(running.popen.pid) < 2.0:  # it takes half a second to start, and seconds more to come to an end
+        assert running.popen.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     done = running.end(signal.SIGINT, timeout_s=10)
     assert done.status == 130
     assert done.err == ""
