@@ -18,8 +18,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mappi
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import msgspec
-
 from synckit_connectors.kafka_wire import (
     BYTES_MAX,
     FRAME_BYTES,
@@ -34,8 +32,9 @@ from synckit_connectors.kafka_wire import (
     say_why,
     translate,
 )
-from synckit_streams.errors import ConnectorError, FeatureUnsupported, Rejected, TooLarge, Unavailable
-from synckit_streams.ports.connector import Announced, Bounds, Delivery, Features, Lag, Message
+from synckit_streams.errors import ConnectorError, Rejected, TooLarge, Unavailable
+from synckit_streams.ports.absent import WithoutGroups, WithoutTimes
+from synckit_streams.ports.connector import Announced, Bounds, Delivery, Features, Message
 from synckit_streams.ports.reading import Reading, end_all, stop
 
 if TYPE_CHECKING:
@@ -70,26 +69,7 @@ TOPIC_EXISTS = 36
 T = TypeVar("T")
 
 
-class KafkaDelivery(msgspec.Struct, frozen=True, gc=False):
-    """A record of a topic's log."""
-
-    message: Message
-    partition: int
-    position: int
-
-    async def ack(self) -> None:
-        """Nothing to do: without a group the broker keeps no position."""
-
-    async def nack(self, delay_s: float = 0.0) -> None:
-        """Raises FeatureUnsupported: there are no groups."""
-        raise _no_groups()
-
-    async def term(self) -> None:
-        """Raises FeatureUnsupported: there are no groups."""
-        raise _no_groups()
-
-
-class KafkaConnector:
+class KafkaConnector(WithoutGroups, WithoutTimes):
     """See the module's text, and the port `Connector`.
 
     Args:
@@ -384,13 +364,6 @@ class KafkaConnector:
 
         return await self._on_looker(look)
 
-    async def lag(self, topic: str, *, group: str | None, start: Mapping[int, int]) -> Lag:
-        """See `Connector.lag`."""
-        if group is not None:
-            raise _no_groups()
-        bounds = await self.bounds(topic)
-        return Lag(sum(max(end - max(start.get(at, 0) + 1, first), 0) for at, (_, first, end) in bounds.items()))
-
     async def send(self, topic: str, messages: Sequence[Message]) -> Mapping[int, int]:
         """See `Connector.send`. What was sent and not acknowledged may be there all the same."""
         if not self._opened:
@@ -468,15 +441,13 @@ class KafkaConnector:
 
     @asynccontextmanager
     async def receive(
-        self, topic: str, *, group: str | None, start: Mapping[int, int], batch_max: int
+        self, topic: str, *, start: Mapping[int, int], batch_max: int
     ) -> AsyncIterator[AsyncIterator[Sequence[Delivery]]]:
         """See `Connector.receive`.
 
         Also raises Unavailable when the connection came back but the log is another one, or was put back to a state
         before what was read: the reader has to look at its bounds.
         """
-        if group is not None:
-            raise _no_groups()
         async with self._reading(_LogReader(self, topic, start, batch_max)) as reader:
             yield reader
 
@@ -560,7 +531,7 @@ class _LogReader(_Reader):
         """Per partition: the position that was read last."""
         self._messages: dict[int, Message] = {}
         """What lay there."""
-        self._got: deque[list[KafkaDelivery]] = deque()
+        self._got: deque[list[Delivery]] = deque()
         self._checked_at = time.monotonic()
 
     async def begin(self) -> None:
@@ -591,7 +562,7 @@ class _LogReader(_Reader):
             raise StopAsyncIteration
         return batch
 
-    async def _read(self) -> list[KafkaDelivery]:
+    async def _read(self) -> list[Delivery]:
         until: float | None = None
         while not self._got:
             try:
@@ -615,7 +586,7 @@ class _LogReader(_Reader):
             for where, records in found.items():
                 last = self._last[where.partition]
                 batch = [
-                    KafkaDelivery(message_of(record), where.partition, record.offset + 1)
+                    Delivery(message_of(record), where.partition, record.offset + 1)
                     for record in records
                     if record.offset + 1 > last
                 ]
@@ -792,7 +763,3 @@ async def _quietly(work: Awaitable[Any]) -> None:
     leaving = asyncio.ensure_future(work)
     await asyncio.wait([leaving], timeout=CLOSE_S)
     await stop(leaving)
-
-
-def _no_groups() -> FeatureUnsupported:
-    return FeatureUnsupported("the Kafka connector has no groups yet", hint="receive with group=None")

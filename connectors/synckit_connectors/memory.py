@@ -4,33 +4,46 @@
 construction until it is closed or thrown away. So nodes that are built together share the log, even when they are
 opened one after the other. When the last one leaves, log, digests and faults are gone.
 
-A broker is lists behind a lock. Appending never waits for a reader: readers hold a position, not a queue, and are only
-told that there is something new. That is why any event loop of any thread may use the same name at once.
-
 `memory_broker(NAME)` is the switchboard for tests: it takes the broker down, loses, doubles and delays messages, and
-puts the log back to what it was, which is what a server does whose disk was restored. When a log is put back or made
-anew, readers are cut off with `Unavailable`, as a real server's restart would: they have to look at `bounds` again.
+puts the log back to what it was, which is what a server does whose disk was restored. The broker is in `memory_server`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import re
-import threading
 import time
-import uuid
 import weakref
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from urllib.parse import parse_qsl, unquote, urlsplit
-from zlib import crc32
 
 import msgspec
 
-from synckit_streams.errors import ConfigError, ConnectorError, FeatureUnsupported, Rejected, TooLarge, Unavailable
-from synckit_streams.ports.connector import ID_CHARS_MAX, Announced, Bounds, Delivery, Features, Lag, Message
+from synckit_connectors.memory_server import (
+    Bell,
+    Group,
+    MemoryBroker,
+    leave,
+    memory_broker,
+    registry_lock,
+    thrown_away,
+    tokens,
+)
+from synckit_streams.errors import ConfigError, ConnectorError, Rejected, TooLarge, Unavailable
+from synckit_streams.ports.connector import (
+    BATCHES_HELD_MAX,
+    ID_CHARS_MAX,
+    Announced,
+    Bounds,
+    Delivery,
+    Features,
+    Member,
+    Message,
+    Progress,
+)
+
+__all__ = ["MemoryBroker", "MemoryConnector", "memory_broker"]
 
 PARTITIONS_MAX = 256
 BYTES_MAX = 8 * 1024 * 1024
@@ -39,327 +52,7 @@ HEADER_OVERHEAD_BYTES = 4
 """What a header costs beside its name and value on most wires: a colon, a space and a line end."""
 
 GOOD_NAMES_MAX = 1_000
-
-Where = Callable[[str, Message], bool]
-"""Chooses messages for a fault: (topic, message) -> does it strike?"""
-
-
-def everything(topic: str, message: Message) -> bool:
-    """The `Where` that strikes always."""
-    return True
-
-
-class MemoryDelivery(msgspec.Struct, frozen=True, gc=False):
-    """A message and where it lies. It knows nothing of who reads it, so all readers share one object."""
-
-    message: Message
-    partition: int
-    position: int
-
-    async def ack(self) -> None:
-        """Nothing to do: without a group the reader keeps its own position."""
-
-    async def nack(self, delay_s: float = 0.0) -> None:
-        """Raises FeatureUnsupported: there are no groups."""
-        raise _no_groups()
-
-    async def term(self) -> None:
-        """Raises FeatureUnsupported: there are no groups."""
-        raise _no_groups()
-
-
-class Fault:
-    """A fault that strikes messages: how often it struck, how often it still may, and how to end it."""
-
-    def __init__(self, kind: str, where: Where, times: int | None, reader: str | None) -> None:
-        self.kind = kind
-        self.where = where
-        self.left = times
-        self.reader = reader
-        self.hits = 0
-
-    def stop(self) -> None:
-        """It strikes no more."""
-        self.left = 0
-
-    def strikes(self, topic: str, message: Message) -> bool:
-        """Whether it strikes this message, which is then counted."""
-        if self.left == 0 or not self.where(topic, message):
-            return False
-        self.hits += 1
-        if self.left is not None:
-            self.left -= 1
-        return True
-
-
-class _Partition:
-    """Messages without a hole: the one at position p is `deliveries[p - first]`."""
-
-    def __init__(self) -> None:
-        self.first = 1
-        self.deliveries: list[MemoryDelivery] = []
-
-    @property
-    def end(self) -> int:
-        return self.first + len(self.deliveries)
-
-    def at(self, position: int) -> Message | None:
-        if self.first <= position < self.end:
-            return self.deliveries[position - self.first].message
-        return None
-
-    def after(self, position: int, count_max: int) -> list[MemoryDelivery]:
-        start = max(position + 1 - self.first, 0)
-        return self.deliveries[start : start + count_max]
-
-
-class _Topic:
-    """One log with its partitions, the digests beside it, and who waits for news of either."""
-
-    def __init__(self, partitions: int) -> None:
-        self.identity = uuid.uuid4().hex
-        self.epoch = 0
-        """Grows when the log is put back or made anew; a reader of an older one is cut off."""
-        self.partitions = [_Partition() for _ in range(partitions)]
-        self.digests: dict[str, tuple[bytes, float]] = {}
-        self.readers: set[_Bell] = set()
-        self.listeners: set[_Listener] = set()
-
-
-class _Bell:
-    """Wakes one waiter on its own event loop, from any thread."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._event = asyncio.Event()
-        self._rung = False
-
-    def ring(self) -> None:
-        # Once until it is heard: a loop that is slow to wake does not collect a call for every message.
-        if not self._rung:
-            self._rung = True
-            with suppress(RuntimeError):  # its loop is closed: nobody is left to wake
-                self._loop.call_soon_threadsafe(self._event.set)
-
-    async def wait(self) -> None:
-        """Return when it was rung since the last time. The caller looks for news *after* this, never before."""
-        await self._event.wait()
-        self._event.clear()
-        self._rung = False
-
-
-class MemoryBroker:
-    """The broker behind one name, and the switchboard of its faults. Use it from any thread.
-
-    Get it from `memory_broker(name)`; what is set holds until the last connector has left.
-    """
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.partitions = 0
-        """How many a topic has; 0 until the first connector says."""
-        # Re-entrant, because the test's own `Where` runs inside and may look at the broker.
-        self._lock = threading.RLock()
-        self._topics: dict[str, _Topic] = {}
-        self._members: set[int] = set()
-        self._faults: list[Fault] = []
-        self._down = False
-        self._delay_s = 0.0
-
-    # ------------------------------------------------------------------------------------------------ faults on demand
-
-    @property
-    def down(self) -> bool:
-        """Whether every call raises `Unavailable`, and every reader and listener is cut off. Nothing is lost."""
-        return self._down
-
-    @down.setter
-    def down(self, down: bool) -> None:
-        with self._lock:
-            self._down = down
-            for topic in self._topics.values():
-                _ring(topic)
-
-    @property
-    def delay_s(self) -> float:
-        """How long each call, and each batch that is read, takes before anything happens; in seconds."""
-        return self._delay_s
-
-    @delay_s.setter
-    def delay_s(self, delay_s: float) -> None:
-        self._delay_s = delay_s
-
-    def drop(self, where: Where = everything, *, times: int | None = None, reader: str | None = None) -> Fault:
-        """Lose messages.
-
-        Args:
-            where: Which ones.
-            times: How many; None is until stopped.
-            reader: None: acknowledged to the publisher, but never stored. The `client` of a connector
-                (`memory://name?client=…`): stored, but not delivered to that one.
-        """
-        return self._add(Fault("drop", where, times, reader))
-
-    def duplicate(self, where: Where = everything, *, times: int | None = None) -> Fault:
-        """Store messages twice, one after the other."""
-        return self._add(Fault("duplicate", where, times, None))
-
-    def heal(self) -> None:
-        """End every fault. What was lost, doubled or put back stays as it is."""
-        with self._lock:
-            self._faults.clear()
-            self._delay_s = 0.0
-            self.down = False
-
-    def rewind(self, topic: str, position: int, *, partition: int = 0) -> None:
-        """Put the log back to how it was when `position` was its last message; its identity does not change.
-
-        What is written next gets the positions again that others had: the fault that length and identity alone miss.
-        """
-        with self._lock:
-            log = self._topic(topic)
-            part = log.partitions[partition]
-            del part.deliveries[max(position + 1 - part.first, 0) :]
-            part.first = min(part.first, position + 1)
-            log.epoch += 1
-            _ring(log)
-
-    def recreate(self, topic: str) -> None:
-        """Delete the log and make it anew: empty, with another identity. Digests stay."""
-        with self._lock:
-            log = self._topic(topic)
-            log.identity = uuid.uuid4().hex
-            log.partitions = [_Partition() for _ in log.partitions]
-            log.epoch += 1
-            _ring(log)
-
-    def trim(self, topic: str, below: int, *, partition: int = 0) -> None:
-        """Remove the messages below this position, as retention does."""
-        with self._lock:
-            part = self._topic(topic).partitions[partition]
-            below = min(below, part.end)
-            del part.deliveries[: max(below - part.first, 0)]
-            part.first = max(part.first, below)
-
-    def messages(self, topic: str, *, partition: int = 0) -> list[Message]:
-        """What the log holds now, oldest first."""
-        with self._lock:
-            return [delivery.message for delivery in self._topic(topic).partitions[partition].deliveries]
-
-    def _add(self, fault: Fault) -> Fault:
-        with self._lock:
-            self._faults.append(fault)
-        return fault
-
-    # ------------------------------------------------------------------------------------- what the connectors call
-
-    def _join(self, token: int, partitions: int | None) -> None:
-        with self._lock:
-            if not self.partitions:
-                self.partitions = partitions or 1
-            elif partitions and partitions != self.partitions:
-                raise ConfigError(
-                    f"memory://{self.name} has {self.partitions} partitions, not {partitions}",
-                    hint="the first connector of a name decides: give all of them the same number, or only the first",
-                )
-            self._members.add(token)
-
-    def _leave(self, token: int) -> bool:
-        """True when that was the last one; all is forgotten then."""
-        with self._lock:
-            self._members.discard(token)
-            if self._members:
-                return False
-            self._topics.clear()
-            self.partitions = 0
-            self.heal()
-            return True
-
-    @contextmanager
-    def _up(self) -> Iterator[None]:
-        with self._lock:
-            if self._down:
-                raise Unavailable(f"memory://{self.name} is down")
-            yield
-
-    def _topic(self, topic: str) -> _Topic:
-        log = self._topics.get(topic)
-        if log is None:
-            log = self._topics[topic] = _Topic(self.partitions or 1)
-        return log
-
-    def _store(self, topic: str, messages: Sequence[Message]) -> dict[int, int]:
-        with self._up():
-            log = self._topic(topic)
-            touched: set[int] = set()
-            several = len(log.partitions)
-            for message in messages:
-                number = crc32(message.partition_key.encode()) % several if several > 1 else 0
-                touched.add(number)
-                part = log.partitions[number]
-                for _ in range(self._copies(topic, message) if self._faults else 1):
-                    part.deliveries.append(MemoryDelivery(message, number, part.end))
-            _ring(log, listeners=False)
-            return {number: log.partitions[number].end - 1 for number in touched}
-
-    def _copies(self, topic: str, message: Message) -> int:
-        copies = 1
-        for fault in self._faults:
-            if fault.reader is None and fault.strikes(topic, message):
-                copies = 0 if fault.kind == "drop" else copies * 2
-        return copies
-
-    def _withheld(self, topic: str, delivery: MemoryDelivery, client: str) -> bool:
-        return any(fault.reader == client and fault.strikes(topic, delivery.message) for fault in self._faults)
-
-    def _announce(self, topic: str, node: str, body: bytes) -> None:
-        with self._up():
-            log = self._topic(topic)
-            if body:
-                log.digests[node] = (body, time.monotonic())
-            else:
-                log.digests.pop(node, None)
-            for listener in log.listeners:
-                listener.tell(Announced(node, body, 0.0))
-
-
-def _ring(log: _Topic, *, listeners: bool = True) -> None:
-    for bell in log.readers:
-        bell.ring()
-    if listeners:
-        for listener in log.listeners:
-            listener.bell.ring()
-
-
-_registry_lock = threading.RLock()
-_brokers: weakref.WeakValueDictionary[str, MemoryBroker] = weakref.WeakValueDictionary()
-# A weak entry is found by whoever holds the object; these hold it for those who do not: from the first use of a name
-# until its last connector leaves.
-_in_use: dict[str, MemoryBroker] = {}
-# Connectors thrown away unclosed. The collector may run anywhere, also inside our own locked sections, so a finalizer
-# only leaves a note here, and the next one who passes clears up.
-_thrown_away: deque[tuple[MemoryBroker, int]] = deque()
-
-
-def memory_broker(name: str) -> MemoryBroker:
-    """The broker behind `memory://NAME`, made if it is not there yet."""
-    with _registry_lock:
-        while _thrown_away:
-            _leave(*_thrown_away.popleft())
-        broker = _brokers.get(name)
-        if broker is None:
-            broker = _brokers[name] = MemoryBroker(name)
-        _in_use[name] = broker
-        return broker
-
-
-_tokens = itertools.count(1)
-
-
-def _leave(broker: MemoryBroker, token: int) -> None:
-    with _registry_lock:
-        if broker._leave(token):
-            _in_use.pop(broker.name, None)
+ACK_WAIT_S = 30.0
 
 
 class MemoryConnector:
@@ -370,6 +63,7 @@ class MemoryConnector:
         partitions: How many a topic has, 1 to 256; the first connector of a name decides, the default is 1.
         client: A name for this connector, by which a fault can pick it.
         bytes_max: Largest message, headers included.
+        ack_wait_s: After so long a group delivers again what was not acknowledged.
 
     Raises:
         ConfigError: no name, an unknown option, or another number of partitions than the name already has.
@@ -380,7 +74,13 @@ class MemoryConnector:
     bytes_max: int = BYTES_MAX
 
     def __init__(
-        self, url: str, *, partitions: int | None = None, client: str | None = None, bytes_max: int | None = None
+        self,
+        url: str,
+        *,
+        partitions: int | None = None,
+        client: str | None = None,
+        bytes_max: int | None = None,
+        ack_wait_s: float | None = None,
     ) -> None:
         name, options = _read(url)
         self.url = url
@@ -395,10 +95,11 @@ class MemoryConnector:
         if bytes_max is None:
             bytes_max = _number(options.get("bytes_max"), "bytes_max")
         self.bytes_max = self.bytes_max if bytes_max is None else bytes_max
+        self.ack_wait_s = _seconds(options.get("ack_wait_s"), "ack_wait_s") if ack_wait_s is None else ack_wait_s
         self._asked_partitions = partitions
         self._opened = False
         self._broker: MemoryBroker | None = None
-        self._readers: set[_Reader | _Listener] = set()
+        self._readers: set[_Reader | _Member | _Listener] = set()
         self._join()
 
     @staticmethod
@@ -408,39 +109,47 @@ class MemoryConnector:
 
     @property
     def features(self) -> Features:
-        """Ordered and replayable; not durable, since it ends with the process."""
+        """Everything but durable, since it ends with the process."""
         partitions = self._broker.partitions if self._broker else self._asked_partitions or 1
-        return Features(durable=False, bytes_max=self.bytes_max, partitions=partitions)
+        return Features(
+            durable=False,
+            times=True,
+            groups=True,
+            taps=True,
+            delay=True,
+            bytes_max=self.bytes_max,
+            partitions=partitions,
+        )
 
     async def open(self) -> None:
         """See `Connector.open`. A closed connector may be opened again; the log may then be another one."""
         broker = self._broker or self._join()
         await self._pause(broker)
-        with broker._up():
+        with broker.up():
             self._opened = True
 
     async def close(self) -> None:
         """See `Connector.close`. Ends every iterator of this connector."""
         self._opened = False
         for reader in list(self._readers):
-            reader.end()
+            reader.leave()
         if self._broker is not None:
             self._broker = None
             self._finalizer.detach()
-            _leave(*self._membership)
+            leave(*self._membership)
 
     async def bounds(self, topic: str) -> Mapping[int, Bounds]:
         """See `Connector.bounds`."""
         broker = await self._enter()
-        with broker._up():
-            log = broker._topic(topic)
+        with broker.up():
+            log = broker.topic(topic)
             return {number: Bounds(log.identity, part.first, part.end) for number, part in enumerate(log.partitions)}
 
     async def peek(self, topic: str, partition: int, position: int) -> Message | None:
         """See `Connector.peek`."""
         broker = await self._enter()
-        with broker._up():
-            partitions = broker._topic(topic).partitions
+        with broker.up():
+            partitions = broker.topic(topic).partitions
             return partitions[partition].at(position) if 0 <= partition < len(partitions) else None
 
     async def send(self, topic: str, messages: Sequence[Message]) -> Mapping[int, int]:
@@ -448,17 +157,15 @@ class MemoryConnector:
         for message in messages:
             self._check(message)
         broker = await self._enter()
-        return broker._store(topic, messages) if messages else {}
+        return broker.store(topic, messages) if messages else {}
 
     @asynccontextmanager
     async def receive(
-        self, topic: str, *, group: str | None, start: Mapping[int, int], batch_max: int
+        self, topic: str, *, start: Mapping[int, int], batch_max: int
     ) -> AsyncIterator[AsyncIterator[Sequence[Delivery]]]:
         """See `Connector.receive`."""
-        if group is not None:
-            raise _no_groups()
         broker = await self._enter()
-        with broker._up():
+        with broker.up():
             reader = _Reader(broker, topic, self.client, start, batch_max)
         self._readers.add(reader)
         try:
@@ -467,24 +174,63 @@ class MemoryConnector:
             self._readers.discard(reader)
             reader.leave()
 
-    async def lag(self, topic: str, *, group: str | None, start: Mapping[int, int]) -> Lag:
-        """See `Connector.lag`."""
-        if group is not None:
-            raise _no_groups()
-        bounds = await self.bounds(topic)
-        return Lag(sum(max(each.end - max(start.get(number, 0) + 1, each.first), 0) for number, each in bounds.items()))
+    @asynccontextmanager
+    async def join(self, topic: str, *, group: str, start: Mapping[int, int], batch_max: int) -> AsyncIterator[Member]:
+        """See `Connector.join`."""
+        async with self._joined(await self._enter(), topic, group, start, batch_max) as member:
+            yield member
+
+    @asynccontextmanager
+    async def tap(self, source: str, *, group: str, batch_max: int, at_ms: int | None = None) -> AsyncIterator[Member]:
+        """See `Connector.tap`. A source is a topic: here there are no others."""
+        broker = await self._enter()
+        with broker.up():
+            log = broker.log_of(source)
+            if log is None:
+                raise Rejected(f"there is no topic {source!r} on {self.url}", hint="send something there first")
+            start = {} if at_ms is None else {number: each.before(at_ms) for number, each in enumerate(log.partitions)}
+        async with self._joined(broker, source, f"tap {group}", start, batch_max) as member:
+            member.foreign = True
+            yield member
+
+    @asynccontextmanager
+    async def _joined(
+        self, broker: MemoryBroker, topic: str, group: str, start: Mapping[int, int], batch_max: int
+    ) -> AsyncIterator[_Member]:
+        with broker.up():
+            member = _Member(broker, topic, self.client, batch_max)
+            member.join(group, start, self.ack_wait_s)
+        self._readers.add(member)
+        try:
+            yield member
+        finally:
+            self._readers.discard(member)
+            member.leave()
+
+    async def progress(self, topic: str, *, group: str) -> Progress:
+        """See `Connector.progress`."""
+        broker = await self._enter()
+        with broker.up():
+            log = broker.topic(topic)
+            return (log.groups.get(group) or Group(log.partitions, {})).progress()
+
+    async def find(self, topic: str, *, at_ms: int) -> Mapping[int, int]:
+        """See `Connector.find`."""
+        broker = await self._enter()
+        with broker.up():
+            return {number: each.before(at_ms) for number, each in enumerate(broker.topic(topic).partitions)}
 
     async def announce(self, topic: str, node: str, body: bytes) -> None:
         """See `Connector.announce`."""
         if len(body) > self.bytes_max:
             raise TooLarge(f"a digest of {len(body)} bytes; {self.url} takes {self.bytes_max}")
-        (await self._enter())._announce(topic, node, body)
+        (await self._enter()).announce(topic, node, body)
 
     @asynccontextmanager
     async def listen(self, topic: str) -> AsyncIterator[AsyncIterator[Announced]]:
         """See `Connector.listen`. A slow listener misses digests that newer ones of the same node replaced."""
         broker = await self._enter()
-        with broker._up():
+        with broker.up():
             listener = _Listener(broker, topic)
         self._readers.add(listener)
         try:
@@ -495,11 +241,11 @@ class MemoryConnector:
 
     def _join(self) -> MemoryBroker:
         # Under the registry's lock, so that the last one cannot leave between finding the broker and joining it.
-        with _registry_lock:
+        with registry_lock:
             broker = memory_broker(self.name)
-            self._membership = (broker, next(_tokens))
-            broker._join(self._membership[1], self._asked_partitions)
-            self._finalizer = weakref.finalize(self, _thrown_away.append, self._membership)
+            self._membership = (broker, next(tokens))
+            broker.enter(self._membership[1], self._asked_partitions)
+            self._finalizer = weakref.finalize(self, thrown_away.append, self._membership)
             self._finalizer.atexit = False
             self._broker = broker
             return broker
@@ -564,50 +310,35 @@ def _check_headers(message: Message) -> int:
     return size
 
 
-class _Reader:
-    """A position per partition. It asks the log, and waits for the bell when there is nothing beyond."""
+class _Waiting:
+    """An iterator of batches, that asks the log, and waits for the bell when there is nothing."""
 
-    def __init__(self, broker: MemoryBroker, topic: str, client: str, start: Mapping[int, int], batch_max: int) -> None:
+    def __init__(self, broker: MemoryBroker, topic: str, client: str, batch_max: int) -> None:
         self._broker = broker
         self._topic = topic
         self._client = client
         self._batch_max = max(batch_max, 1)
-        self._log = broker._topic(topic)
+        self._log = broker.topic(topic)
         self._epoch = self._log.epoch
-        self._read = [start.get(number, 0) for number in range(len(self._log.partitions))]
-        self._turn = 0
         self._ended = False
-        self._bell = _Bell()
+        self._bell = Bell()
         self._log.readers.add(self._bell)
-
-    def __aiter__(self) -> _Reader:
-        return self
 
     async def __anext__(self) -> Sequence[Delivery]:
         await asyncio.sleep(self._broker.delay_s)
         while not self._ended:
-            batch = self._next()
+            with self._broker.up():
+                if self._log.epoch != self._epoch:
+                    raise Unavailable(f"the log of {self._topic!r} was put back or made anew: look at its bounds again")
+                batch, patience_s = self._next()
             if batch:
                 return batch
-            await self._bell.wait()
+            await self._bell.wait(patience_s)
         raise StopAsyncIteration
 
-    def _next(self) -> Sequence[Delivery]:
-        broker = self._broker
-        with broker._up():
-            if self._log.epoch != self._epoch:
-                raise Unavailable(f"the log of {self._topic!r} was put back or made anew: look at its bounds again")
-            for _ in self._read:
-                number = self._turn
-                # The next partition first at the next call, so that a busy one does not starve the others.
-                self._turn = (self._turn + 1) % len(self._read)
-                while batch := self._log.partitions[number].after(self._read[number], self._batch_max):
-                    self._read[number] = batch[-1].position
-                    if broker._faults:
-                        batch = [each for each in batch if not broker._withheld(self._topic, each, self._client)]
-                    if batch:
-                        return batch
-            return ()
+    def _next(self) -> tuple[Sequence[Delivery], float | None]:
+        """A batch, or for how long it makes no sense to ask again."""
+        raise NotImplementedError
 
     def end(self) -> None:
         self._ended = True
@@ -615,8 +346,88 @@ class _Reader:
 
     def leave(self) -> None:
         self.end()
-        with self._broker._lock:
+        with self._broker.lock:
             self._log.readers.discard(self._bell)
+
+
+class _Reader(_Waiting):
+    """A position per partition."""
+
+    def __init__(self, broker: MemoryBroker, topic: str, client: str, start: Mapping[int, int], batch_max: int) -> None:
+        super().__init__(broker, topic, client, batch_max)
+        self._read = [start.get(number, 0) for number in range(len(self._log.partitions))]
+        self._turn = 0
+
+    def __aiter__(self) -> _Reader:
+        return self
+
+    def _next(self) -> tuple[Sequence[Delivery], float | None]:
+        for _ in self._read:
+            number = self._turn
+            # The next partition first at the next call, so that a busy one does not starve the others.
+            self._turn = (self._turn + 1) % len(self._read)
+            while batch := self._log.partitions[number].after(self._read[number], self._batch_max):
+                self._read[number] = batch[-1].position
+                if batch := self._broker.arrives(self._topic, batch, self._client):
+                    return batch, None
+        return (), None
+
+
+class _Member(_Waiting):
+    """Of a group; see `Member`."""
+
+    foreign = False
+
+    def join(self, group: str, start: Mapping[int, int], ack_wait_s: float) -> None:
+        log = self._log
+        self._group = log.groups.setdefault(group, Group(log.partitions, start))
+        self._ack_wait_s = ack_wait_s
+
+    def __aiter__(self) -> _Member:
+        return self
+
+    def _next(self) -> tuple[Sequence[Delivery], float | None]:
+        if self._group.held(self) < BATCHES_HELD_MAX * self._batch_max:
+            while batch := self._group.take(self, self._batch_max, self._ack_wait_s):
+                if batch := self._broker.arrives(self._topic, batch, self._client):
+                    return [self._named(each) for each in batch] if self.foreign else batch, None
+        return (), self._group.due_in_s()
+
+    def _named(self, delivery: Delivery) -> Delivery:
+        """By where it lies."""
+        place = f"{self._log.identity}/{delivery.partition}/{delivery.position}"
+        return msgspec.structs.replace(delivery, message=msgspec.structs.replace(delivery.message, id=place))
+
+    async def ack(self, deliveries: Sequence[Delivery]) -> None:
+        """See `Member.ack`."""
+        with self._broker.up():
+            self._group.settle(self, deliveries)
+            self._ring()
+
+    async def term(self, deliveries: Sequence[Delivery]) -> None:
+        """See `Member.term`."""
+        await self.ack(deliveries)
+
+    async def nack(self, deliveries: Sequence[Delivery], delay_s: float = 0.0) -> None:
+        """See `Member.nack`."""
+        with self._broker.up():
+            self._group.put_off(self, deliveries, delay_s, keep=False)
+            self._ring()
+
+    async def extend(self, deliveries: Sequence[Delivery]) -> None:
+        """See `Member.extend`."""
+        with self._broker.up():
+            self._group.put_off(self, deliveries, self._ack_wait_s, keep=True)
+
+    def leave(self) -> None:
+        super().leave()
+        with self._broker.lock:
+            self._group.leave(self)
+            self._ring()
+
+    def _ring(self) -> None:
+        for bell in self._log.readers:
+            bell.ring()
 
 
 class _Listener:
@@ -624,12 +435,12 @@ class _Listener:
 
     def __init__(self, broker: MemoryBroker, topic: str) -> None:
         self._broker = broker
-        self._log = broker._topic(topic)
+        self._log = broker.topic(topic)
         now = time.monotonic()
         self._pending = {node: Announced(node, body, now - at) for node, (body, at) in self._log.digests.items()}
         self._caught_up = False
         self._ended = False
-        self.bell = _Bell()
+        self.bell = Bell()
         self._log.listeners.add(self)
 
     def tell(self, announced: Announced) -> None:
@@ -644,7 +455,7 @@ class _Listener:
     async def __anext__(self) -> Announced:
         await asyncio.sleep(self._broker.delay_s)
         while not self._ended:
-            with self._broker._up():
+            with self._broker.up():
                 if self._pending:
                     self._caught_up = False
                     return self._pending.pop(next(iter(self._pending)))
@@ -660,12 +471,8 @@ class _Listener:
 
     def leave(self) -> None:
         self.end()
-        with self._broker._lock:
+        with self._broker.lock:
             self._log.listeners.discard(self)
-
-
-def _no_groups() -> FeatureUnsupported:
-    return FeatureUnsupported("the memory connector has no groups", hint="receive with group=None")
 
 
 def _read(url: str) -> tuple[str, dict[str, str]]:
@@ -675,8 +482,10 @@ def _read(url: str) -> tuple[str, dict[str, str]]:
     if parts.scheme != "memory" or not name:
         raise ConfigError(f"{url!r} is not a URL of the memory connector", hint="write memory://NAME")
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
-    if unknown := sorted(set(options) - {"partitions", "client", "bytes_max"}):
-        raise ConfigError(f"{url!r} has an unknown option {unknown[0]!r}", hint="partitions, client, bytes_max")
+    if unknown := sorted(set(options) - {"partitions", "client", "bytes_max", "ack_wait_s"}):
+        raise ConfigError(
+            f"{url!r} has an unknown option {unknown[0]!r}", hint="partitions, client, bytes_max, ack_wait_s"
+        )
     return name, options
 
 
@@ -686,3 +495,15 @@ def _number(text: str | None, option: str) -> int | None:
     if not (text.isascii() and text.isdigit()):
         raise ConfigError(f"{option}={text!r} is not a number")
     return int(text)
+
+
+def _seconds(text: str | None, option: str) -> float:
+    if text is None:
+        return ACK_WAIT_S
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 86_400:
+        raise ConfigError(f"{option}={text!r} is no time in seconds", hint="from more than 0 to a day")
+    return seconds

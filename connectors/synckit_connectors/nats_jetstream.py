@@ -23,8 +23,6 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote, unquote
 
-import msgspec
-
 from synckit_connectors.nats_wire import (
     HEARTBEAT_S_MAX,
     NAME_TAKEN,
@@ -51,8 +49,9 @@ from synckit_connectors.nats_wire import (
     tls_context,
     wants_tls_context,
 )
-from synckit_streams.errors import ConnectorError, FeatureUnsupported, Rejected, Timeout, TooLarge, Unavailable
-from synckit_streams.ports.connector import ID_CHARS_MAX, Announced, Bounds, Delivery, Features, Lag, Message
+from synckit_streams.errors import ConnectorError, Rejected, Timeout, TooLarge, Unavailable
+from synckit_streams.ports.absent import WithoutGroups, WithoutTimes
+from synckit_streams.ports.connector import ID_CHARS_MAX, Announced, Bounds, Delivery, Features, Message
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
@@ -318,25 +317,6 @@ class _Pull:
             self.break_off(f"{status} {text}")
 
 
-class NatsDelivery(msgspec.Struct, frozen=True, gc=False):
-    """A message of a topic's stream."""
-
-    message: Message
-    position: int
-    partition: int = 0
-
-    async def ack(self) -> None:
-        """Nothing to do: without a group the server keeps no position."""
-
-    async def nack(self, delay_s: float = 0.0) -> None:
-        """Raises FeatureUnsupported: there are no groups."""
-        raise _no_groups()
-
-    async def term(self) -> None:
-        """Raises FeatureUnsupported: there are no groups."""
-        raise _no_groups()
-
-
 class _LogPull(_Pull):
     """Reads a topic from a position."""
 
@@ -362,7 +342,7 @@ class _LogPull(_Pull):
         batch = await self.batch()
         if not batch:
             raise StopAsyncIteration
-        return [NatsDelivery(_message(got.headers, got.body), got.position) for got in batch]
+        return [Delivery(_message(got.headers, got.body), 0, got.position) for got in batch]
 
     def _start(self) -> dict[str, object]:
         return {"deliver_policy": "by_start_sequence", "opt_start_seq": self._last + 1}
@@ -434,7 +414,7 @@ class _DigestPull(_Pull):
         return Announced(node, got.body, age_s)
 
 
-class NatsConnector:
+class NatsConnector(WithoutGroups, WithoutTimes):
     """A connector to NATS JetStream.
 
     Args:
@@ -600,13 +580,6 @@ class NatsConnector:
         stored = await self._stored(stream, position)
         return None if stored is None else _message(_headers(stored.hdrs), stored.data)
 
-    async def lag(self, topic: str, *, group: str | None, start: Mapping[int, int]) -> Lag:
-        """See `Connector.lag`."""
-        if group is not None:
-            raise _no_groups()
-        _, first, end = (await self.bounds(topic))[0]
-        return Lag(max(end - max(start.get(0, 0) + 1, first), 0))
-
     async def _ask(self, what: str, body: object = None) -> Answer:
         """Ask the JetStream API; once more if the connection was lost meanwhile, since asking changes nothing."""
         wire = await self._ready()
@@ -723,15 +696,13 @@ class NatsConnector:
 
     @asynccontextmanager
     async def receive(
-        self, topic: str, *, group: str | None, start: Mapping[int, int], batch_max: int
+        self, topic: str, *, start: Mapping[int, int], batch_max: int
     ) -> AsyncIterator[AsyncIterator[Sequence[Delivery]]]:
         """See `Connector.receive`.
 
         Also raises Unavailable when the connection came back but the log is another one, or was put back to a state
         before what was read: the reader has to look at its bounds.
         """
-        if group is not None:
-            raise _no_groups()
         await self._ready()
         pull = _LogPull(self, _stream_name(topic), batch_max, max(start.get(0, 0), 0))
         self._pulls.add(pull)
@@ -802,7 +773,3 @@ def _message(headers: dict[str, str], body: bytes) -> Message:
         {name: value for name, value in headers.items() if not name.startswith("Nats-")},
         body,
     )
-
-
-def _no_groups() -> FeatureUnsupported:
-    return FeatureUnsupported("the NATS connector has no groups yet", hint="receive with group=None")

@@ -39,13 +39,13 @@ from synckit_connectors.redis_wire import (
 )
 from synckit_streams.errors import (
     ConnectorError,
-    FeatureUnsupported,
     Rejected,
     TooLarge,
     Unauthorised,
     Unavailable,
 )
-from synckit_streams.ports.connector import Announced, Bounds, Delivery, Features, Lag, Message
+from synckit_streams.ports.absent import WithoutGroups, WithoutTimes
+from synckit_streams.ports.connector import Announced, Bounds, Delivery, Features, Message
 from synckit_streams.ports.reading import Reading, end_all, stop
 
 if TYPE_CHECKING:
@@ -74,26 +74,7 @@ CONNECTIONS_MAX = 16
 T = TypeVar("T")
 
 
-class RedisDelivery(msgspec.Struct, frozen=True, gc=False):
-    """An entry of a topic's stream."""
-
-    message: Message
-    position: int
-    partition: int = 0
-
-    async def ack(self) -> None:
-        """Nothing to do: without a group the server keeps no position."""
-
-    async def nack(self, delay_s: float = 0.0) -> None:
-        """Raises FeatureUnsupported: there are no groups."""
-        raise _no_groups()
-
-    async def term(self) -> None:
-        """Raises FeatureUnsupported: there are no groups."""
-        raise _no_groups()
-
-
-class RedisConnector:
+class RedisConnector(WithoutGroups, WithoutTimes):
     """See the module's text, and the port `Connector`.
 
     Args:
@@ -273,13 +254,6 @@ class RedisConnector:
         found: Any = await self._ask(lambda client: client.xrange(stream_of(topic), at, at))
         return message(found[0][1]) if found else None
 
-    async def lag(self, topic: str, *, group: str | None, start: Mapping[int, int]) -> Lag:
-        """See `Connector.lag`."""
-        if group is not None:
-            raise _no_groups()
-        _, first, end = await self._look(topic)
-        return Lag(max(end - max(start.get(0, 0) + 1, first), 0))
-
     async def send(self, topic: str, messages: Sequence[Message]) -> Mapping[int, int]:
         """See `Connector.send`."""
         entries = [entry(message) for message in messages]
@@ -323,15 +297,13 @@ class RedisConnector:
 
     @asynccontextmanager
     async def receive(
-        self, topic: str, *, group: str | None, start: Mapping[int, int], batch_max: int
+        self, topic: str, *, start: Mapping[int, int], batch_max: int
     ) -> AsyncIterator[AsyncIterator[Sequence[Delivery]]]:
         """See `Connector.receive`.
 
         Also raises Unavailable when the connection came back but the log is another one, or was put back to a state
         before what was read: the reader has to look at its bounds.
         """
-        if group is not None:
-            raise _no_groups()
         reader = _LogReader(self, topic, max(start.get(0, 0), 0), batch_max)
         async with self._reading(reader):
             yield reader
@@ -411,7 +383,7 @@ class _LogReader(_Reader):
             raise StopAsyncIteration
         return batch
 
-    async def _read(self) -> list[RedisDelivery]:
+    async def _read(self) -> list[Delivery]:
         loop = asyncio.get_running_loop()
         until: float | None = None
         while True:
@@ -447,8 +419,8 @@ class _LogReader(_Reader):
                 raise answer
         return found, (identity or b"").decode()
 
-    def _batch(self, entries: Sequence[tuple[bytes, Mapping[bytes, bytes]]]) -> list[RedisDelivery]:
-        batch = [RedisDelivery(message(fields), position(id, self.topic)) for id, fields in entries]
+    def _batch(self, entries: Sequence[tuple[bytes, Mapping[bytes, bytes]]]) -> list[Delivery]:
+        batch = [Delivery(message(fields), 0, position(id, self.topic)) for id, fields in entries]
         self._last, self._last_message = batch[-1].position, batch[-1].message
         size = sum(len(each.message.body) for each in batch) + 200 * len(batch)
         # Not many more than last time: the next ones may be larger.
@@ -554,7 +526,3 @@ class _Listener(_Reader):
             with suppress(Exception):  # it may be broken already
                 await pubsub.aclose()
         await super().disconnect()
-
-
-def _no_groups() -> FeatureUnsupported:
-    return FeatureUnsupported("the Redis connector has no groups yet", hint="receive with group=None")

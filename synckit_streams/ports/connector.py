@@ -19,6 +19,8 @@ from synckit_streams.model.exchange import Bounds as Bounds
 
 ID_CHARS_MAX = 200
 """Of `Message.id`; ours have at most 60."""
+BATCHES_HELD_MAX = 4
+"""A member of a group that has not acknowledged so many times `batch_max` messages gets no more until it does."""
 
 
 class Features(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,9 +30,11 @@ class Features(msgspec.Struct, frozen=True, kw_only=True):
         ordering: Messages of one partition arrive in the order of their positions.
         durable: A message that was acknowledged survives a restart of the broker.
         replay: `receive` may start at any position that `bounds` shows.
-        groups: `receive(group=…)` divides the messages over its members, and redelivers.
+        times: `find` knows where the messages of a time begin.
+        groups: `join` divides the messages over a group's members, and redelivers.
+        taps: `tap` does so with somebody else's messages.
         dedup: The broker drops a second message with the same id within a window.
-        delay: `nack(delay_s)` is kept by the broker.
+        delay: The delay of a `nack` is kept by the broker, so that it outlives the member.
         bytes_max: Largest message, headers included: each counts its name, its value and 4 bytes.
         partitions: How many partitions a topic of ours has.
     """
@@ -38,7 +42,9 @@ class Features(msgspec.Struct, frozen=True, kw_only=True):
     ordering: bool = True
     durable: bool = True
     replay: bool = True
+    times: bool = False
     groups: bool = False
+    taps: bool = False
     dedup: bool = False
     delay: bool = False
     bytes_max: int = 1024 * 1024
@@ -63,11 +69,44 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     body: bytes
 
 
-class Lag(NamedTuple):
-    """How far a reader is behind: messages not yet read, and of those delivered but not yet acknowledged."""
+class Delivery(msgspec.Struct, frozen=True, gc=False):
+    """One received message, and where it lies.
 
-    messages: int
-    pending: int = 0
+    Args:
+        message: As it was sent, less what the broker does not carry (`partition_key` may be empty).
+        partition: Of the log.
+        position: Within the partition.
+        attempt: Which delivery to a group this is, at least; from 1. Without a group always 1.
+    """
+
+    message: Message
+    partition: int
+    position: int
+    attempt: int = 1
+
+
+def behind(bounds: Mapping[int, Bounds], start: Mapping[int, int]) -> int:
+    """How many messages lie behind a reader that has read up to `start`."""
+    return sum(max(each.end - max(start.get(number, 0) + 1, each.first), 0) for number, each in bounds.items())
+
+
+class Progress(NamedTuple):
+    """How far a group has come.
+
+    Args:
+        acknowledged: Per partition, the position up to which every message is acknowledged; 0, or left out, is none.
+        waiting: Messages that were not delivered to any member yet.
+        pending: Messages that were delivered and are not acknowledged.
+    """
+
+    acknowledged: Mapping[int, int]
+    waiting: int
+    pending: int
+
+    @property
+    def lag(self) -> int:
+        """How many messages the group has still to acknowledge."""
+        return self.waiting + self.pending
 
 
 class Announced(NamedTuple):
@@ -84,30 +123,45 @@ class Announced(NamedTuple):
     age_s: float
 
 
-@runtime_checkable
-class Delivery(Protocol):
-    """One received message. Acknowledge it only when its effect is durably committed."""
+class Member(Protocol):
+    """One of those who divide a topic's messages among them; an asynchronous iterator of batches.
 
-    @property
-    def message(self) -> Message:
-        """The message as it was sent, less what the broker does not carry (`partition_key` may be empty)."""
+    A batch has 1 to `batch_max` deliveries of *one* partition in ascending position. Messages come in the order of
+    their positions; those that come again may come between others.
 
-    @property
-    def partition(self) -> int:
-        """Where it lies."""
+    The verbs take deliveries of this member, of any batch, in any order. They return when the broker has been told, as
+    far as it answers; one that is told nothing delivers again, so that every message comes at least once. What this
+    member does not hold any more (it was moved to another, or the time was over) they pass over in silence: it comes
+    again, and whoever does the work has to know what he did.
+    """
 
-    @property
-    def position(self) -> int:
-        """Where it lies within the partition."""
+    def __aiter__(self) -> AsyncIterator[Sequence[Delivery]]:
+        """Itself."""
 
-    async def ack(self) -> None:
-        """It is done. Without a group this does nothing."""
+    async def __anext__(self) -> Sequence[Delivery]:
+        """The next batch; it may be cancelled, and takes nothing away then.
 
-    async def nack(self, delay_s: float = 0.0) -> None:
-        """Deliver it again (groups only)."""
+        The member reads at most a few batches ahead of the one that was taken last. While `BATCHES_HELD_MAX` times
+        `batch_max` messages are delivered and not acknowledged, it gets only what comes again.
 
-    async def term(self) -> None:
-        """Never deliver it again (groups only)."""
+        Raises:
+            Unavailable: the connection is lost for good, or the log was made anew or put back.
+        """
+
+    async def ack(self, deliveries: Sequence[Delivery]) -> None:
+        """They are done: their effect is durably committed. One call to the broker, or few, for all of them."""
+
+    async def nack(self, deliveries: Sequence[Delivery], delay_s: float = 0.0) -> None:
+        """Deliver them again, to any member, no sooner than in so many seconds. Others do not wait for them.
+
+        Where `features.delay` is False the delay holds for as long as this member stays, and no longer.
+        """
+
+    async def term(self, deliveries: Sequence[Delivery]) -> None:
+        """Never deliver them again, to nobody, though they are not done."""
+
+    async def extend(self, deliveries: Sequence[Delivery]) -> None:
+        """Somebody is still at work on them: their time begins anew."""
 
 
 @runtime_checkable
@@ -168,9 +222,10 @@ class Connector(Protocol):
         """
 
     def receive(
-        self, topic: str, *, group: str | None, start: Mapping[int, int], batch_max: int
+        self, topic: str, *, start: Mapping[int, int], batch_max: int
     ) -> AbstractAsyncContextManager[AsyncIterator[Sequence[Delivery]]]:
-        """A stream of batches, each of 1 to `batch_max` deliveries of *one* partition in ascending position.
+        """For a replica: a stream of batches, each of 1 to `batch_max` deliveries of *one* partition in ascending
+        position, beginning where the reader's own store says. The broker keeps no position.
 
         A position means one message for as long as the iterator lives. When the log may have become another one, be it
         deleted, made anew, or put back to a state before what was read, the iterator raises rather than go on: whoever
@@ -179,7 +234,6 @@ class Connector(Protocol):
 
         Args:
             topic: Whose log.
-            group: None for a replica: every message, from `start`, with no position kept by the broker.
             start: Per partition, the last position already read; absent or 0 is from the beginning.
             batch_max: Largest batch. The receiver reads at most a few batches ahead: a slow reader costs no memory, and
                 holds up no publisher.
@@ -187,11 +241,65 @@ class Connector(Protocol):
         Raises:
             Unavailable: out of the iterator, when the connection is lost and does not come back by itself, or when the
                 log was made anew or put back.
-            FeatureUnsupported: a group, of a connector without groups.
         """
 
-    async def lag(self, topic: str, *, group: str | None, start: Mapping[int, int]) -> Lag:
-        """How far a group, or a reader that stands at `start`, is behind."""
+    def join(
+        self, topic: str, *, group: str, start: Mapping[int, int], batch_max: int
+    ) -> AbstractAsyncContextManager[Member]:
+        """For workers: become a member of a group, which divides the messages over its members and redelivers.
+
+        The broker keeps the group's position. A message is with one member at a time: until it is acknowledged, until
+        the member leaves or dies, or until the connector's `ack_wait_s` is over without an `extend`; in the latter
+        cases it comes again, to any member. Leaving the context gives up what is not acknowledged, at once.
+
+        Args:
+            topic: Whose log.
+            group: Any text; two groups never share a position.
+            start: For a group that is new to the broker: per partition, the last position that counts as acknowledged.
+            batch_max: Largest batch.
+
+        Raises:
+            FeatureUnsupported: `features.groups` is False.
+        """
+
+    def tap(
+        self, source: str, *, group: str, batch_max: int, at_ms: int | None = None
+    ) -> AbstractAsyncContextManager[Member]:
+        """`join`, for somebody else's messages: a Kafka topic, a JetStream stream or a Redis stream that is not ours.
+
+        Nothing there is changed but the group's position. A delivery's message has as `id` where it lies, which is
+        another for each message, the same whenever it comes again, and also names the log; as `partition_key` its key,
+        if that is text; as `headers` those that are text; as `body` what its producer wrote.
+
+        Args:
+            source: The broker's own name of it.
+            group: See `join`.
+            batch_max: See `join`.
+            at_ms: For a group that is new to the broker: begin with what came at that time or later; None is from the
+                beginning.
+
+        Raises:
+            Rejected: there is no such source; it is never made.
+            FeatureUnsupported: `features.taps` is False.
+        """
+
+    async def progress(self, topic: str, *, group: str) -> Progress:
+        """How far a group has come; of one that nobody joined yet, that nothing is acknowledged.
+
+        Raises:
+            FeatureUnsupported: `features.groups` is False.
+        """
+
+    async def find(self, topic: str, *, at_ms: int) -> Mapping[int, int]:
+        """Where to begin for what the broker got at a time or later: a `start` for `receive` and `join`.
+
+        Args:
+            topic: Whose log.
+            at_ms: By the broker's clock, in milliseconds since 1970 (UTC).
+
+        Raises:
+            FeatureUnsupported: `features.times` is False.
+        """
 
     async def announce(self, topic: str, node: str, body: bytes) -> None:
         """Keep this digest as the node's last one for the topic, and tell who listens; empty takes it back.

@@ -236,7 +236,7 @@ class Session:
         assert channel is not None
         start = dict(channel.position)
         identity = dict(channel.identity)
-        async with self.link.connector.receive(topic, group=None, start=start, batch_max=MESSAGES_MAX) as batches:
+        async with self.link.connector.receive(topic, start=start, batch_max=MESSAGES_MAX) as batches:
             # While one batch is being committed, the next one is decoded.
             committing: asyncio.Task[None] | None = None
             try:
@@ -281,9 +281,6 @@ class Session:
             given = protocol.Received(self.link.name, topic, last.partition, found, offset, intake.echoes())
             result = await self._give(given)
             assert result is not None
-            # Only now: what is acknowledged is durable.
-            for delivery in intake.taken:
-                await delivery.ack()
             self.progress += 1
             self._committed.set()
             self._count(topic, intake, result, asyncio.get_running_loop().time() - started)

@@ -105,7 +105,7 @@ async def test_a_topic_that_was_deleted_or_is_shorter_is_told(kafka_url: str, to
     await connector.send(topic, messages(5))
     admin = AIOKafkaAdminClient(bootstrap_servers=kafka_url.removeprefix("kafka://"))
     await admin.start()
-    async with connector.receive(topic, group=None, start={}, batch_max=10) as batches:
+    async with connector.receive(topic, start={}, batch_max=10) as batches:
         assert len(await anext(batches)) == 5
         await admin.delete_topics([f"sk-{topic}"])
         with pytest.raises(Unavailable, match="put back"):
@@ -213,7 +213,7 @@ async def test_more_partitions_than_there_are_is_a_clear_error(kafka_url: str, t
     await one.open()
     await three.open()
     await one.send(topic, messages(1))
-    for call in (three.bounds(topic), three.send(topic, messages(1)), three.lag(topic, group=None, start={})):
+    for call in (three.bounds(topic), three.send(topic, messages(1))):
         with pytest.raises(Rejected, match="1 partition") as refused:
             await call
         assert "partitions=1" in refused.value.hint
@@ -229,7 +229,7 @@ async def test_a_broker_that_is_killed_and_comes_back_is_read_on(kafka_server: K
     await connector.announce("orders", "a", b"1")
     async with (
         asyncio.timeout(DEADLINE_S),
-        connector.receive("orders", group=None, start={}, batch_max=10) as batches,
+        connector.receive("orders", start={}, batch_max=10) as batches,
         connector.listen("orders") as announcements,
     ):
         assert len(await anext(batches)) == 3
@@ -259,7 +259,7 @@ async def test_a_broker_that_stays_away_is_unavailable_and_costs_little(
     await connector.open()
     await connector.send("orders", messages(1))
     async with (
-        connector.receive("orders", group=None, start={0: 1}, batch_max=10) as batches,
+        connector.receive("orders", start={0: 1}, batch_max=10) as batches,
         connector.listen("orders") as announcements,
     ):
         assert (await anext(announcements)).node == ""
@@ -290,7 +290,7 @@ async def test_a_broker_that_is_frozen_is_not_waited_for(kafka_server: KafkaServ
     assert kafka_server.pid is not None
     async with (
         asyncio.timeout(DEADLINE_S),
-        connector.receive("orders", group=None, start={0: 1}, batch_max=10) as batches,
+        connector.receive("orders", start={0: 1}, batch_max=10) as batches,
         connector.listen("orders") as announcements,
     ):
         assert (await anext(announcements)).node == ""
@@ -318,7 +318,7 @@ async def test_a_broker_that_was_put_back_is_told(kafka_server: KafkaServer, tmp
     shutil.copytree(kafka_server.store_dir, tmp_path / "earlier")
     await asyncio.to_thread(kafka_server.start)
     await connector.send("orders", messages(2))
-    async with connector.receive("orders", group=None, start={0: 2}, batch_max=10) as batches:
+    async with connector.receive("orders", start={0: 2}, batch_max=10) as batches:
         assert len(await anext(batches)) == 2
         await asyncio.to_thread(kafka_server.stop)
         shutil.rmtree(kafka_server.store_dir)

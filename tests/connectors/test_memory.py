@@ -5,14 +5,19 @@ from __future__ import annotations
 import asyncio
 import gc
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import pytest
 
 from synckit_connectors.memory import MemoryBroker, MemoryConnector, memory_broker
 from synckit_streams.errors import ConfigError, Rejected, TooLarge, Unavailable
-from synckit_streams.ports.connector import Announced, Message
-from synckit_streams.testing.connector_contract import ConnectorContract, Factory, bodies, read
+from synckit_streams.ports.connector import Announced, Message, behind
+from synckit_streams.testing.connector_contract import ConnectorContract, Factory, Foreign, bodies, opened, read
+
+
+async def publish(factory: Factory, source: str, bodies: Sequence[bytes]) -> None:
+    async with opened(factory) as connector:
+        await connector.send(source, [Message("", "k", {}, body) for body in bodies])
 
 
 class TestContract(ConnectorContract):
@@ -23,6 +28,15 @@ class TestContract(ConnectorContract):
         url = f"memory://{uuid.uuid4().hex}"
         return lambda: MemoryConnector(url)
 
+    @pytest.fixture
+    def impatient_connector_factory(self) -> Factory:
+        url = f"memory://{uuid.uuid4().hex}?ack_wait_s={self.ack_wait_s}"
+        return lambda: MemoryConnector(url)
+
+    @pytest.fixture
+    def foreign(self, factory: Factory) -> Foreign:
+        return lambda source, bodies: publish(factory, source, bodies)
+
 
 class TestContractOfPartitions(ConnectorContract):
     """With three."""
@@ -31,6 +45,15 @@ class TestContractOfPartitions(ConnectorContract):
     def connector_factory(self) -> Factory:
         url = f"memory://{uuid.uuid4().hex}?partitions=3&bytes_max=100000"
         return lambda: MemoryConnector(url)
+
+    @pytest.fixture
+    def impatient_connector_factory(self) -> Factory:
+        url = f"memory://{uuid.uuid4().hex}?partitions=3&ack_wait_s={self.ack_wait_s}"
+        return lambda: MemoryConnector(url)
+
+    @pytest.fixture
+    def foreign(self, factory: Factory) -> Foreign:
+        return lambda source, bodies: publish(factory, source, bodies)
 
 
 @pytest.fixture
@@ -178,7 +201,7 @@ class TestFaults:
         await connector.send("t", texts("a"))
         await connector.announce("t", "n", b"digest")
         async with (
-            connector.receive("t", group=None, start={0: 1}, batch_max=9) as batches,
+            connector.receive("t", start={0: 1}, batch_max=9) as batches,
             connector.listen("t") as announcements,
         ):
             assert (await anext(announcements)).node == "n"
@@ -195,7 +218,6 @@ class TestFaults:
             connector.bounds("t"),
             connector.peek("t", 0, 1),
             connector.send("t", texts("b")),
-            connector.lag("t", group=None, start={}),
             connector.announce("t", "n", b"x"),
             read(connector, "t", 1),
         ):
@@ -268,7 +290,7 @@ class TestFaults:
         await connector.send("t", texts("a", "b"))
         faults: list[Callable[[], None]] = [lambda: broker.rewind("t", 1), lambda: broker.recreate("t")]
         for fault in faults:
-            async with connector.receive("t", group=None, start={0: 5}, batch_max=9) as batches:
+            async with connector.receive("t", start={0: 5}, batch_max=9) as batches:
                 waiting = asyncio.ensure_future(anext(batches))
                 await asyncio.sleep(0)
                 fault()
@@ -297,7 +319,7 @@ class TestFaults:
         assert (await connector.bounds("t"))[0][1:] == (4, 4)
         await connector.send("t", texts("d"))
         assert [each.position for each in await read(connector, "t", 1)] == [4]
-        assert (await connector.lag("t", group=None, start={})).messages == 1
+        assert behind(await connector.bounds("t"), {}) == 1
 
     async def test_rewinding_below_what_was_trimmed(self, connector: MemoryConnector, broker: MemoryBroker) -> None:
         """The log then begins, and goes on, where it was put back to."""
@@ -351,7 +373,7 @@ async def test_a_busy_partition_does_not_starve_the_others(name: str) -> None:
     connector = MemoryConnector(f"memory://{name}", partitions=2)
     await connector.open()
     await connector.send("t", [Message(str(n), f"k{n}", {}, b"x") for n in range(100)])
-    async with connector.receive("t", group=None, start={}, batch_max=5) as batches:
+    async with connector.receive("t", start={}, batch_max=5) as batches:
         assert [(await anext(batches))[0].partition for _ in range(6)] == [0, 1, 0, 1, 0, 1]
     await connector.close()
 

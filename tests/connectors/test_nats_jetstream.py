@@ -315,7 +315,7 @@ async def test_a_server_killed_while_receiving_loses_nothing(tmp_path: Path, top
         async with running(server.url) as connector, running(server.url) as writer:
             await writer.send(topic, numbers(1, 1000))
             got: list[int] = []
-            async with connector.receive(topic, group=None, start={}, batch_max=20) as batches:
+            async with connector.receive(topic, start={}, batch_max=20) as batches:
                 async for batch in batches:
                     got.extend(each.position for each in batch)
                     if len(got) in (200, 600):
@@ -334,7 +334,7 @@ async def test_live_messages_come_within_milliseconds(nats_url: str, topic: str)
     now = asyncio.get_running_loop().time
     async with (
         running(nats_url) as connector,
-        connector.receive(topic, group=None, start={}, batch_max=100) as batches,
+        connector.receive(topic, start={}, batch_max=100) as batches,
     ):
         for _ in range(20):
             waiting = asyncio.ensure_future(anext(batches))
@@ -350,7 +350,7 @@ async def test_a_consumer_that_is_gone_is_made_anew(nats_url: str, topic: str) -
     async with administrator(nats_url) as admin, running(nats_url, heartbeat_s=0.2) as connector:
         got: list[int] = []
         await connector.send(topic, numbers(1, 1000))
-        async with connector.receive(topic, group=None, start={}, batch_max=5) as batches:
+        async with connector.receive(topic, start={}, batch_max=5) as batches:
             while len(got) < 1000:
                 got.extend(each.position for each in await anext(batches))
                 if len(got) % 250 == 0:
@@ -374,7 +374,7 @@ async def test_a_half_open_connection_is_noticed(nats_server: NatsServer, topic:
         Proxy(nats_server.port) as proxy,
         running(proxy.url, heartbeat_s=0.1, timeout_s=0.5) as connector,
         running(nats_server.url) as other,
-        connector.receive(topic, group=None, start={}, batch_max=5) as batches,
+        connector.receive(topic, start={}, batch_max=5) as batches,
     ):
         await connector.send(topic, texts("a"))
         assert bodies(await anext(batches)) == [b"a"]
@@ -416,7 +416,6 @@ async def test_a_server_that_lost_its_store(nats_server: NatsServer, topic: str)
             lambda: connector.send(topic, texts("b")),
             lambda: connector.peek(topic, 0, 1),
             lambda: heard(connector, topic),
-            lambda: connector.lag(topic, group=None, start={}),
         ]
         for call in calls:
             await asyncio.to_thread(nats_server.stop)
@@ -444,7 +443,7 @@ async def test_readers_leave_nothing_on_the_server(nats_url: str, topic: str) ->
         async with running(nats_url) as connector:
             await connector.send(topic, texts("a"))
             await read(connector, topic, 1)
-            receiving = connector.receive(topic, group=None, start={}, batch_max=5)
+            receiving = connector.receive(topic, start={}, batch_max=5)
             await receiving.__aenter__()
             assert len(await admin.consumers_info(f"sk-{topic}")) == 1
         await receiving.__aexit__(None, None, None)
@@ -486,7 +485,7 @@ async def test_a_deleted_stream_is_noticed(nats_url: str, topic: str) -> None:
     async with administrator(nats_url) as admin, running(nats_url, heartbeat_s=0.2) as connector:
         await connector.send(topic, texts("a"))
         before = (await connector.bounds(topic))[0]
-        async with connector.receive(topic, group=None, start={0: 1}, batch_max=5) as batches:
+        async with connector.receive(topic, start={0: 1}, batch_max=5) as batches:
             waiting = asyncio.ensure_future(anext(batches))
             await asyncio.sleep(0)
             await admin.delete_stream(f"sk-{topic}")
@@ -502,7 +501,7 @@ async def test_a_stream_deleted_and_made_anew_is_noticed(nats_url: str, topic: s
     """A reader does not go on in the new one as if it were the old."""
     async with administrator(nats_url) as admin, running(nats_url, heartbeat_s=0.2) as connector:
         await connector.send(topic, numbers(1, 100))
-        async with connector.receive(topic, group=None, start={0: 1}, batch_max=5) as batches:
+        async with connector.receive(topic, start={0: 1}, batch_max=5) as batches:
             await anext(batches)
             await admin.delete_stream(f"sk-{topic}")
             await connector.send(topic, numbers(1, 200))
@@ -523,7 +522,7 @@ async def test_a_store_that_was_put_back_is_noticed(tmp_path: Path, topic: str, 
             await connector.send(topic, numbers(101, 200))
             before = (await connector.bounds(topic))[0]
             last = await connector.peek(topic, 0, 200)
-            async with reader.receive(topic, group=None, start={}, batch_max=500) as batches:
+            async with reader.receive(topic, start={}, batch_max=500) as batches:
                 got = 0
                 while got < 200:
                     got += len(await anext(batches))
@@ -698,7 +697,7 @@ async def test_a_server_that_stays_away(nats_server: NatsServer, topic: str) -> 
     async with running(nats_server.url, timeout_s=0.7) as connector:
         await connector.send(topic, texts("a"))
         async with (
-            connector.receive(topic, group=None, start={0: 1}, batch_max=5) as batches,
+            connector.receive(topic, start={0: 1}, batch_max=5) as batches,
             connector.listen(topic) as announcements,
         ):
             await anext(announcements)
@@ -748,7 +747,7 @@ async def test_opening_over_a_half_open_connection(nats_server: NatsServer, topi
     async with (
         Proxy(nats_server.port) as proxy,
         running(proxy.url) as connector,
-        connector.receive(topic, group=None, start={}, batch_max=5) as batches,
+        connector.receive(topic, start={}, batch_max=5) as batches,
     ):
         waiting = asyncio.ensure_future(anext(batches))
         await asyncio.sleep(0)

@@ -17,7 +17,7 @@ import redis.asyncio
 from synckit_connectors import redis_streams
 from synckit_connectors.redis_streams import RedisConnector
 from synckit_streams.errors import ConfigError, Rejected, SyncKitError, TooLarge, Unauthorised, Unavailable
-from synckit_streams.ports.connector import Announced, Message
+from synckit_streams.ports.connector import Announced, Message, behind
 from synckit_streams.testing.brokers import RedisServer
 from synckit_streams.testing.connector_contract import ConnectorContract, Factory, bodies, heard, messages, read
 
@@ -60,7 +60,6 @@ async def test_entries_of_another_writer_are_refused_with_a_hint(redis_url: str)
     for call in (
         connector.bounds("foreign"),
         connector.send("foreign", messages(2)),
-        connector.lag("foreign", group=None, start={}),
     ):
         with pytest.raises(Rejected, match="another writer") as refused:
             await call
@@ -117,7 +116,7 @@ async def test_a_reader_is_told_when_its_log_is_another_one(redis_url: str, what
     key = f"sk:{{{topic}}}"
     await connector.open()
     await connector.send(topic, messages(5))
-    async with connector.receive(topic, group=None, start={}, batch_max=10) as batches:
+    async with connector.receive(topic, start={}, batch_max=10) as batches:
         assert len(await anext(batches)) == 5
         if what == "deleted":
             await plain(redis_url, lambda client: client.delete(key))
@@ -137,7 +136,7 @@ async def test_a_reader_that_waits_does_not_go_on_in_another_log(redis_url: str)
     connector, topic = RedisConnector(redis_url), "longer"
     await connector.open()
     await connector.send(topic, messages(5))
-    async with connector.receive(topic, group=None, start={}, batch_max=10) as batches:
+    async with connector.receive(topic, start={}, batch_max=10) as batches:
         assert len(await anext(batches)) == 5
         reading = asyncio.ensure_future(anext(batches))
 
@@ -160,7 +159,7 @@ async def test_a_frozen_server_is_not_waited_for(redis_server: RedisServer, monk
     loop = asyncio.get_running_loop()
     async with (
         asyncio.timeout(DEADLINE_S),
-        connector.receive("orders", group=None, start={}, batch_max=10) as batches,
+        connector.receive("orders", start={}, batch_max=10) as batches,
         connector.listen("orders") as announcements,
     ):
         assert await anext(announcements) == Announced("", b"", 0.0)
@@ -248,7 +247,7 @@ async def test_the_rights_that_the_guide_names_are_enough(redis_server: RedisSer
     await connector.send("orders", messages(3))
     assert len(await read(connector, "orders", 3)) == 3
     assert await connector.peek("orders", 0, 3) is not None
-    assert (await connector.lag("orders", group=None, start={})).messages == 3
+    assert behind(await connector.bounds("orders"), {}) == 3
     await connector.announce("orders", "a", b"1")
     assert (await heard(connector, "orders"))["a"].body == b"1"
     await connector.announce("orders", "a", b"")
@@ -266,7 +265,7 @@ async def test_a_server_that_is_killed_and_comes_back_is_read_on(redis_server: R
     await connector.announce("orders", "a", b"1")
     async with (
         asyncio.timeout(DEADLINE_S),
-        connector.receive("orders", group=None, start={}, batch_max=10) as batches,
+        connector.receive("orders", start={}, batch_max=10) as batches,
         connector.listen("orders") as announcements,
     ):
         assert len(await anext(batches)) == 3
@@ -289,7 +288,7 @@ async def test_a_server_that_stays_away_is_unavailable(redis_server: RedisServer
     """After `timeout_s` for whoever was at work, at once for whoever opens."""
     connector = RedisConnector(redis_server.url, timeout_s=0.3)
     await connector.open()
-    async with connector.receive("orders", group=None, start={}, batch_max=10) as batches:
+    async with connector.receive("orders", start={}, batch_max=10) as batches:
         reading = asyncio.ensure_future(anext(batches))
         await asyncio.sleep(0)
         await asyncio.to_thread(redis_server.kill)
@@ -312,7 +311,7 @@ async def test_what_the_server_lost_with_its_last_second_is_noticed(redis_server
     shutil.copytree(redis_server.store_dir, tmp_path / "earlier")
     await asyncio.to_thread(redis_server.start)
     await connector.send("orders", messages(2))
-    async with connector.receive("orders", group=None, start={0: 2}, batch_max=10) as batches:
+    async with connector.receive("orders", start={0: 2}, batch_max=10) as batches:
         assert len(await anext(batches)) == 2
         await asyncio.to_thread(redis_server.stop)
         shutil.rmtree(redis_server.store_dir)

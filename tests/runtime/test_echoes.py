@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 import pytest
 
-from synckit_connectors.memory import MemoryDelivery, memory_broker
+from synckit_connectors.memory import memory_broker
 from synckit_streams import Draft, SyncNode
 from synckit_streams.model.codec import event_hash
 from synckit_streams.model.event import Event
 from synckit_streams.model.exchange import PlaceRun
-from synckit_streams.ports.connector import Message
+from synckit_streams.ports.connector import Delivery, Message
 from synckit_streams.runtime.echoes import Echoes
 from synckit_streams.runtime.envelope import Parcel, to_messages
 from synckit_streams.runtime.intake import Intake
@@ -26,7 +26,7 @@ def parcels(packing: str, events: Sequence[Event] = EVENTS) -> list[Parcel]:
 
 
 def took(intake: Intake, message: Message, position: int) -> None:
-    intake.add(MemoryDelivery(message, 0, position))
+    intake.add(Delivery(message, 0, position))
 
 
 @pytest.mark.parametrize(("packing", "positions"), [("event", [*range(5, 13)]), ("batch", [5] * 8)])

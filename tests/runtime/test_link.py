@@ -10,7 +10,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-import msgspec
 import pytest
 
 from synckit_connectors.memory import MemoryConnector, memory_broker
@@ -99,8 +98,6 @@ class Watched(MemoryConnector):
     def __init__(self, url: str, **options: Any) -> None:
         super().__init__(url, **options)
         self.asked: list[str] = []
-        self.store: EventStore | None = None
-        self.acknowledged: list[tuple[int, int]] = []
 
     async def open(self) -> None:
         self.asked.append("open")
@@ -113,37 +110,6 @@ class Watched(MemoryConnector):
     async def bounds(self, topic: str) -> Mapping[int, Bounds]:
         self.asked.append("bounds")
         return await super().bounds(topic)
-
-    @asynccontextmanager
-    async def receive(
-        self, topic: str, *, group: str | None, start: Mapping[int, int], batch_max: int
-    ) -> AsyncIterator[AsyncIterator[Sequence[Delivery]]]:
-        async with super().receive(topic, group=group, start=start, batch_max=batch_max) as batches:
-            yield self._noted(batches)
-
-    async def _noted(self, batches: AsyncIterator[Sequence[Delivery]]) -> AsyncIterator[Sequence[Delivery]]:
-        async for batch in batches:
-            yield [Noted(each.message, each.partition, each.position, self) for each in batch]
-
-
-class Noted(msgspec.Struct, frozen=True):
-    """A delivery that says when it was acknowledged."""
-
-    message: Message
-    partition: int
-    position: int
-    connector: Watched
-
-    async def ack(self) -> None:
-        if self.connector.store is not None:
-            offset = await self.connector.store.offset(f"memory://broker|t|{self.partition}")
-            self.connector.acknowledged.append((self.position, offset.position if offset else 0))
-
-    async def nack(self, delay_s: float = 0.0) -> None:
-        raise NotImplementedError
-
-    async def term(self) -> None:
-        raise NotImplementedError
 
 
 async def test_the_connector_is_opened_for_each_session_and_closed_once(make: Make, name: str) -> None:
@@ -200,19 +166,6 @@ async def test_a_session_leaves_nothing_running(make: Make, name: str) -> None:
         await meet(link)
     assert asyncio.all_tasks() == before
     assert link.session is None
-
-
-async def test_what_is_acknowledged_is_committed(make: Make, name: str) -> None:
-    """In the store, with the place of the reader, before the broker hears of it."""
-    writer, _ = await make(MemoryConnector(f"memory://{name}"), node="till-8")
-    await writer.driver.write(drafts(250), traceparent="")
-    await meet(writer)
-    connector = Watched(f"memory://{name}")
-    link, _ = await make(connector, batch_events=100)
-    connector.store = link.driver.store
-    await meet(link)
-    assert [position for position, _ in connector.acknowledged] == list(range(1, 251))
-    assert all(read >= position for position, read in connector.acknowledged)
 
 
 # --------------------------------------------------------------------------------------------------------- patience
@@ -432,9 +385,9 @@ class FarBehind(MemoryConnector):
 
     @asynccontextmanager
     async def receive(
-        self, topic: str, *, group: str | None, start: Mapping[int, int], batch_max: int
+        self, topic: str, *, start: Mapping[int, int], batch_max: int
     ) -> AsyncIterator[AsyncIterator[Sequence[Delivery]]]:
-        async with super().receive(topic, group=group, start=start, batch_max=batch_max) as batches:
+        async with super().receive(topic, start=start, batch_max=batch_max) as batches:
             yield self._late(batches)
 
     async def _late(self, batches: AsyncIterator[Sequence[Delivery]]) -> AsyncIterator[Sequence[Delivery]]:

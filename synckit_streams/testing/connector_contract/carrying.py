@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from synckit_streams.errors import FeatureUnsupported, Rejected, SyncKitError
+from synckit_streams.errors import Rejected, SyncKitError
 from synckit_streams.ports.connector import ID_CHARS_MAX, Connector, Message
 from synckit_streams.testing.connector_contract.kit import (
     HEADER_OVERHEAD_BYTES,
@@ -126,25 +126,6 @@ class Carrying(Bench):
         assert sorted(bodies(got)) == sorted(each.body for each in sent)
 
     # ------------------------------------------------------------------------------------------------------- features
-
-    async def test_what_is_not_declared_is_unsupported(self, factory: Factory, topic: str) -> None:
-        """Without groups, asking for one raises, and so do the verbs that only a group has."""
-        async with opened(factory) as connector:
-            if connector.features.groups:
-                pytest.skip("declares groups=True")
-            await connector.send(topic, [message()])
-            with pytest.raises(FeatureUnsupported):
-                async with connector.receive(topic, group="workers", start={}, batch_max=1):
-                    pass
-            with pytest.raises(FeatureUnsupported):
-                await connector.lag(topic, group="workers", start={})
-            (delivery,) = await read(connector, topic, 1)
-            await delivery.ack()
-            for call in (delivery.nack, delivery.term):
-                with pytest.raises(FeatureUnsupported):
-                    await call()
-            # None of that moved anything.
-            assert len(await read(connector, topic, 1)) == 1
 
     async def test_a_repeated_id(self, factory: Factory, topic: str) -> None:
         """With dedup, a message whose id the broker knows from an earlier call is refused; without, it is stored."""

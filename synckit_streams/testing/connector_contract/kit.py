@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
@@ -18,6 +18,8 @@ HEADER_OVERHEAD_BYTES = 4
 PRINTABLE = "".join(chr(code) for code in range(0x21, 0x7F))
 
 Factory = Callable[[], Connector]
+Foreign = Callable[[str, Sequence[bytes]], Awaitable[None]]
+"""Writes bodies to a source of the broker's own, as a producer does that knows nothing of us; makes it, too."""
 
 
 def message(key: str = "k", *, body: bytes = b"{}", headers: Mapping[str, str] | None = None) -> Message:
@@ -51,7 +53,7 @@ async def read(
 ) -> list[Delivery]:
     """The first `count` deliveries, or more if the last batch has more."""
     got: list[Delivery] = []
-    async with connector.receive(topic, group=None, start=start or {}, batch_max=batch_max) as batches:
+    async with connector.receive(topic, start=start or {}, batch_max=batch_max) as batches:
         while len(got) < count:
             got.extend(await anext(batches))
     return got
@@ -74,10 +76,23 @@ async def trickle(connector: Connector, topic: str, sent: Sequence[Message]) -> 
         await connector.send(topic, sent[at : at + 10])
 
 
+def _kept(connector_factory: Factory) -> Factory:
+    # One connector stays until the test ends: a broker inside the process is there as long as somebody is on it.
+    keeper = connector_factory()
+
+    def make(_keeper: Connector = keeper) -> Connector:
+        return connector_factory()
+
+    return make
+
+
 class Bench:
     """The fixtures of every part of the contract."""
 
     pytestmark = pytest.mark.asyncio
+
+    ack_wait_s = 1.0
+    """After so long an impatient connector's group delivers again."""
 
     ahead_bytes_max = 16 * 1024 * 1024
     """What a reader that stands still may cost; a connector that cannot do better says so here."""
@@ -88,14 +103,22 @@ class Bench:
         raise NotImplementedError("override the fixture connector_factory")
 
     @pytest.fixture
+    def impatient_connector_factory(self) -> Factory:
+        """Override me if there are groups: like `connector_factory`, with an `ack_wait_s` of `self.ack_wait_s`."""
+        raise NotImplementedError("override the fixture impatient_connector_factory")
+
+    @pytest.fixture
+    def foreign(self) -> Foreign:
+        """Override me if there are taps: what writes to a source of somebody else's."""
+        raise NotImplementedError("override the fixture foreign")
+
+    @pytest.fixture
     def factory(self, connector_factory: Factory) -> Factory:
-        # One connector stays until the test ends: a broker inside the process is there as long as somebody is on it.
-        keeper = connector_factory()
+        return _kept(connector_factory)
 
-        def make(_keeper: Connector = keeper) -> Connector:
-            return connector_factory()
-
-        return make
+    @pytest.fixture
+    def impatient_factory(self, impatient_connector_factory: Factory) -> Factory:
+        return _kept(impatient_connector_factory)
 
     @pytest.fixture
     def topic(self) -> str:

@@ -36,7 +36,7 @@ class Living(Bench):
         async with (
             opened(factory) as reader,
             opened(factory) as writer,
-            reader.receive(topic, group=None, start={}, batch_max=10) as batches,
+            reader.receive(topic, start={}, batch_max=10) as batches,
         ):
             for number, connector in enumerate([reader, writer, reader, writer]):
                 waiting = asyncio.ensure_future(anext(batches))
@@ -57,7 +57,7 @@ class Living(Bench):
         async with (
             opened(factory) as slow,
             opened(factory) as quick,
-            slow.receive(topic, group=None, start={}, batch_max=5) as batches,
+            slow.receive(topic, start={}, batch_max=5) as batches,
         ):
             await quick.send(topic, [message(body=b"first")])
             await anext(batches)
@@ -84,8 +84,8 @@ class Living(Bench):
             try:
                 held_bytes = 0
                 async with (
-                    slow.receive(topic, group=None, start={}, batch_max=batch_max) as batches,
-                    quick.receive(topic, group=None, start={}, batch_max=count // 200) as others,
+                    slow.receive(topic, start={}, batch_max=batch_max) as batches,
+                    quick.receive(topic, start={}, batch_max=count // 200) as others,
                 ):
                     taken, passed = 0, 0
                     while passed < count:
@@ -106,7 +106,7 @@ class Living(Bench):
 
         async def receive() -> int:
             count = 0
-            async with connector.receive(topic, group=None, start={}, batch_max=10) as batches:
+            async with connector.receive(topic, start={}, batch_max=10) as batches:
                 async for batch in batches:
                     count += len(batch)
                     reading.set()
@@ -137,7 +137,7 @@ class Living(Bench):
         async with (
             opened(factory) as reader,
             opened(factory) as writer,
-            reader.receive(topic, group=None, start={}, batch_max=20) as batches,
+            reader.receive(topic, start={}, batch_max=20) as batches,
         ):
             writing = asyncio.ensure_future(trickle(writer, topic, sent))
             patience = 0
@@ -167,7 +167,7 @@ class Living(Bench):
             after = [message(body=b"after %d" % number) for number in range(50)]
             ends = await connector.send(topic, after)
             found: set[bytes] = set()
-            async with connector.receive(topic, group=None, start={}, batch_max=500) as batches:
+            async with connector.receive(topic, start={}, batch_max=500) as batches:
                 async for batch in batches:
                     found.update(bodies(batch))
                     if any(each.position >= ends.get(each.partition, each.position + 1) for each in batch):
@@ -225,7 +225,6 @@ class Living(Bench):
                     connector.bounds(topic),
                     connector.peek(topic, 0, 1),
                     connector.send(topic, [message()]),
-                    connector.lag(topic, group=None, start={}),
                     connector.announce(topic, "n", b"x"),
                     read(connector, topic, 1),
                     heard(connector, topic),
@@ -238,7 +237,7 @@ class Living(Bench):
         """Whoever meets opens first, each time: readers and listeners go on, and so does what waits in them."""
         async with (
             opened(factory) as connector,
-            connector.receive(topic, group=None, start={}, batch_max=10) as batches,
+            connector.receive(topic, start={}, batch_max=10) as batches,
             connector.listen(topic) as announcements,
         ):
             assert await anext(announcements) == Announced("", b"", 0.0)

@@ -16,10 +16,9 @@ from random import Random
 from typing import NamedTuple
 from zlib import crc32
 
-import msgspec
-
-from synckit_streams.errors import FeatureUnsupported, Timeout, Unavailable
-from synckit_streams.ports.connector import Announced, Bounds, Delivery, Features, Lag, Message
+from synckit_streams.errors import Timeout, Unavailable
+from synckit_streams.ports.absent import WithoutGroups, WithoutTimes
+from synckit_streams.ports.connector import Announced, Bounds, Delivery, Features, Message
 from synckit_streams.testing.simulation.disk import Dead
 from synckit_streams.testing.simulation.loop import Life
 from synckit_streams.testing.simulation.weather import Net, Weather, damaged
@@ -37,25 +36,6 @@ class Entry(NamedTuple):
 
     message: Message
     at_s: float
-
-
-class SimDelivery(msgspec.Struct, frozen=True, gc=False):
-    """See `Delivery`."""
-
-    message: Message
-    partition: int
-    position: int
-
-    async def ack(self) -> None:
-        """A replica keeps its own place."""
-
-    async def nack(self, delay_s: float = 0.0) -> None:
-        """There are no groups."""
-        raise FeatureUnsupported("the simulated broker has no groups")
-
-    async def term(self) -> None:
-        """There are no groups."""
-        raise FeatureUnsupported("the simulated broker has no groups")
 
 
 class _Topic:
@@ -211,7 +191,7 @@ class SimBroker:
             listener.tell(Announced(node, body, 0.0))
 
 
-class SimConnector:
+class SimConnector(WithoutGroups, WithoutTimes):
     """A connector to the simulated broker; see `synckit_streams.ports.connector.Connector`.
 
     Args:
@@ -300,11 +280,9 @@ class SimConnector:
 
     @asynccontextmanager
     async def receive(
-        self, topic: str, *, group: str | None, start: Mapping[int, int], batch_max: int
+        self, topic: str, *, start: Mapping[int, int], batch_max: int
     ) -> AsyncIterator[AsyncIterator[Sequence[Delivery]]]:
         """See `Connector`."""
-        if group is not None:
-            raise FeatureUnsupported("the simulated broker has no groups")
         await self._go()
         reader = _Reader(self, self._broker, self._net, topic, start, batch_max, self._dice)
         self._readers[reader] = None
@@ -313,11 +291,6 @@ class SimConnector:
         finally:
             reader.leave()
             self._readers.pop(reader, None)
-
-    async def lag(self, topic: str, *, group: str | None, start: Mapping[int, int]) -> Lag:
-        """See `Connector`."""
-        bounds = await self.bounds(topic)
-        return Lag(sum(each.end - 1 - start.get(number, 0) for number, each in bounds.items()))
 
     async def announce(self, topic: str, node: str, body: bytes) -> None:
         """See `Connector`."""
@@ -418,7 +391,7 @@ class _Reader(_Ear):
             if entries:
                 skip = self._broker.weather.skip
                 batch = [
-                    SimDelivery(entry.message, number, position)
+                    Delivery(entry.message, number, position)
                     for position, entry in enumerate(entries, start + 1)
                     if not skip or self._dice.random() >= skip
                 ]
