@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -34,6 +34,7 @@ from synckit_streams.runtime.driver import Driver, logger
 from synckit_streams.runtime.echoes import Echoes
 from synckit_streams.runtime.envelope import fingerprint, to_messages
 from synckit_streams.runtime.intake import Intake
+from synckit_streams.runtime.membership import Membership
 from synckit_streams.runtime.paging import PageSize
 from synckit_streams.sync import protocol
 
@@ -234,25 +235,43 @@ class Session:
     async def _read(self, topic: str) -> None:
         channel = self.driver.replica.channel(self.link.name, topic)
         assert channel is not None
-        start = dict(channel.position)
-        identity = dict(channel.identity)
-        async with self.link.connector.receive(topic, start=start, batch_max=MESSAGES_MAX) as batches:
-            # While one batch is being committed, the next one is decoded.
-            committing: asyncio.Task[None] | None = None
-            try:
-                async for batch in batches:
-                    for intake in self._intakes(topic, batch):
-                        if committing is not None:
-                            await committing
-                        committing = asyncio.create_task(self._commit(topic, intake, identity))
-                        # Heard at once, and not when the next batch comes: that may be never.
-                        committing.add_done_callback(self._heed)
-                        await asyncio.sleep(0)
-            finally:
-                # What the store has begun it finishes, whether or not anybody waits for it.
-                if committing is not None:
-                    await asyncio.wait([committing])
+        connector, group = self.link.connector, self.driver.settings.group
+        if group:
+            await Membership(self, connector, channel, group, MESSAGES_MAX).run()
+        else:
+            identity = dict(channel.identity)
+
+            async def take(intake: Intake) -> None:
+                last = intake.taken[-1]
+                offset = Offset(identity.get(last.partition, ""), last.position, fingerprint(last.message))
+                await self.commit(topic, intake, offset)
+
+            start = dict(channel.position)
+            async with connector.receive(topic, start=start, batch_max=MESSAGES_MAX) as batches:
+                await self.consume(topic, batches, take)
         raise Unavailable(f"{self.link.name} ended the stream of {topic!r}")
+
+    async def consume(
+        self, topic: str, batches: AsyncIterator[Sequence[Delivery]], take: Callable[[Intake], Awaitable[None]]
+    ) -> None:
+        """See `Consumer`."""
+        # While one batch is being committed, the next one is decoded.
+        committing: asyncio.Task[None] | None = None
+        try:
+            async for batch in batches:
+                for intake in self._intakes(topic, batch):
+                    if committing is not None:
+                        await committing
+                    committing = asyncio.ensure_future(take(intake))
+                    # Heard at once, and not when the next batch comes: that may be never.
+                    committing.add_done_callback(self._heed)
+                    await asyncio.sleep(0)
+            if committing is not None:
+                await committing
+        finally:
+            # What the store has begun it finishes, whether or not anybody waits for it.
+            if committing is not None:
+                await asyncio.wait([committing])
 
     def _intakes(self, topic: str, batch: Sequence[Delivery]) -> Iterator[Intake]:
         """A batch in parts, one for each commit."""
@@ -269,21 +288,26 @@ class Session:
         if intake is not None:
             yield intake
 
-    async def _commit(self, topic: str, intake: Intake, identity: Mapping[int, str]) -> None:
+    async def commit(self, topic: str, intake: Intake, offset: Offset | None) -> None:
+        """See `Consumer`."""
         started = asyncio.get_running_loop().time()
-        found, last = intake.arrivals, intake.taken[-1]
-        offset = Offset(identity.get(last.partition, ""), last.position, fingerprint(last.message))
+        found = intake.arrivals
         driver = self.driver
         if driver.settings.push_only:
             nodes = driver.replica.nodes
             found = [each for each in found if each.event is None or node_of(each.event.origin) in nodes]
         with driver.operation("receive"):
-            given = protocol.Received(self.link.name, topic, last.partition, found, offset, intake.echoes())
+            given = protocol.Received(self.link.name, topic, intake.partition, found, offset, intake.echoes())
             result = await self._give(given)
             assert result is not None
             self.progress += 1
             self._committed.set()
             self._count(topic, intake, result, asyncio.get_running_loop().time() - started)
+
+    async def stand(self, topic: str, partition: int, offset: Offset) -> None:
+        """See `Consumer`."""
+        await self._give(protocol.Received(self.link.name, topic, partition, (), offset))
+        self.progress += 1
 
     def _count(self, topic: str, intake: Intake, result: AppendResult, duration: float) -> None:
         driver, node = self.driver, self.driver.settings.node

@@ -33,6 +33,7 @@ from synckit_streams.runtime.settings import (
     Settings,
     check_count,
     check_directions,
+    check_group,
     check_links,
     check_list,
     check_names,
@@ -75,6 +76,8 @@ class SyncNode:
             the next sync asks for all of it.
         pull_only: Take, and publish nothing, not even a digest. What is written here all the same stays here, and
             `complete` is then never true.
+        group: Read as a member of this consumer group at the broker, which divides the messages over the workers that
+            share this node's store. Without it every node reads everything, from its own store's place.
         observer: Told of everything; see `synckit_streams.ports.telemetry`.
         held_max: How many events may wait here for their causes.
         clock_leap_ms_max: How far this machine's clock may leap between two writes.
@@ -99,6 +102,7 @@ class SyncNode:
         packing: str = "event",
         push_only: bool = False,
         pull_only: bool = False,
+        group: str = "",
         observer: Observer | None = None,
         held_max: int = 10_000,
         clock_leap_ms_max: int = 600_000,
@@ -122,6 +126,7 @@ class SyncNode:
             for url, each in zip(connectors, made, strict=True)
         ]
         check_links(names)
+        check_group(group, made)
         settings = Settings(
             node=node_id,
             topics=tuple(dict.fromkeys(topics)),
@@ -129,6 +134,7 @@ class SyncNode:
             packing=packing,
             push_only=push_only,
             pull_only=pull_only,
+            group=group,
             held_max=held_max,
             clock_leap_ms_max=clock_leap_ms_max,
             lease_s=lease_s,

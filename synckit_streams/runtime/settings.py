@@ -12,8 +12,9 @@ from typing import Any, Final
 
 import msgspec
 
-from synckit_streams.errors import ConfigError, SyncKitError
+from synckit_streams.errors import ConfigError, FeatureUnsupported, SyncKitError
 from synckit_streams.model.codec import check_node_id, check_topic
+from synckit_streams.ports.connector import Connector
 from synckit_streams.ports.projection import Projection
 from synckit_streams.runtime.envelope import PACKINGS
 
@@ -36,6 +37,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     packing: str = "event"
     push_only: bool = False
     pull_only: bool = False
+    group: str = ""
     held_max: int = 10_000
     clock_leap_ms_max: int = 600_000
     lease_s: float = 90.0
@@ -103,6 +105,22 @@ def check_links(names: Sequence[str]) -> None:
         raise ConfigError(
             f"the connector {twice} is named twice", hint="a broker is known by its URL without user and options"
         )
+
+
+def check_group(group: Any, connectors: Sequence[Connector]) -> None:
+    """That it can be a group's name, and that every connector has groups.
+
+    Raises:
+        ConfigError: it is no text.
+        FeatureUnsupported: a connector has no groups.
+    """
+    if not isinstance(group, str):
+        raise ConfigError(f"group={group!r:.80} is not a name", hint='for example group="billing"')
+    for connector in connectors if group else ():
+        if not connector.features.groups:
+            raise FeatureUnsupported(
+                f"{type(connector).__name__} has no groups", hint="leave group out, and let every node read everything"
+            )
 
 
 def check_packing(packing: str) -> None:

@@ -156,13 +156,16 @@ class Forgot(NamedTuple):
 
 
 class Received(NamedTuple):
-    """A batch from one partition, all up to and including `offset`; `echoes` are our own messages, come back."""
+    """A batch from one partition, all up to and including `offset`; `echoes` are our own messages, come back.
+
+    Without an offset it is a group's: what lies between these messages is with others, and the place moves by itself.
+    """
 
     link: str
     topic: str
     partition: int
     arrivals: Sequence[Arrival]
-    offset: Offset
+    offset: Offset | None
     echoes: Sequence[PlaceRun] = ()
 
 

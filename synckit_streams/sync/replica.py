@@ -210,7 +210,7 @@ class Replica:
     def _received(self, given: protocol.Received) -> list[Effect]:
         # The offset commits with the events: what is acknowledged is on the disk, and what is not comes again.
         reader = protocol.reader_name(given.link, given.topic, given.partition)
-        offsets = {reader: given.offset}
+        offsets = {} if given.offset is None else {reader: given.offset}
         return [protocol.Persist(received=given.arrivals, echoes=given.echoes, offsets=offsets, cause=given)]
 
     def _persisted(self, given: protocol.Persisted) -> list[Effect]:
@@ -224,7 +224,7 @@ class Replica:
         if isinstance(cause, protocol.Received):
             channel = self._channels.get((cause.link, cause.topic))
             if channel is not None:
-                channel.read(cause.partition, cause.offset.position, result.runs)
+                channel.read(cause.partition, cause.offset.position if cause.offset else 0, result.runs)
                 effects += self._repair(channel)
         effects += self._alarms(result, cause.topic if isinstance(cause, protocol.Received) else "")
         for channel in self._channels.values():

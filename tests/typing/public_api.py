@@ -131,6 +131,7 @@ def complete(store: str | EventStore, connector: str) -> SyncNode:
         packing="batch",
         push_only=False,
         pull_only=False,
+        group="billing",
         observer=None,
         held_max=100,
         clock_leap_ms_max=60_000,
