@@ -35,6 +35,7 @@ from synckit_streams.model.clock import Dot, HybridTime, Key, Order, VersionVect
 from synckit_streams.model.event import Draft, Event, Offset, Stored
 from synckit_streams.model.seen import Seen
 from synckit_streams.ports.projection import Batch, Change, Projection
+from synckit_streams.runtime.ingest import Ingest, Ingested
 from synckit_streams.runtime.node import SyncNode
 from synckit_streams.runtime.result import SyncResult
 from synckit_streams.sync.conflict import Conflict, ConflictResolver, Decision, Resolution
@@ -62,6 +63,8 @@ __all__ = [
     "HandlerError",
     "HybridTime",
     "IdReused",
+    "Ingest",
+    "Ingested",
     "Invalid",
     "Key",
     "LastWriteWins",

@@ -35,6 +35,13 @@ SAYS = {
         "depot: {'Bob': 13}",
         "shop: {'Bob': 13}",
     ],
+    "04_ingest.py": [
+        "3 read, 2 written, 1 set aside",
+        "why: [SK205] there is nothing at /order/id",
+        "once more: 0 read",
+        "  o-1 5",
+        "  o-2 7",
+    ],
 }
 
 

@@ -17,6 +17,7 @@ from synckit_streams.cli.terminal import INTERRUPTED, show
 COMMANDS = (
     ("demo", "synckit_streams.cli.demo", "demo"),
     ("import", "synckit_streams.cli.importing", "import_file"),
+    ("ingest", "synckit_streams.cli.ingesting", "ingest"),
     ("export", "synckit_streams.cli.exporting", "export"),
     ("log", "synckit_streams.cli.log", "log"),
     ("sync", "synckit_streams.cli.syncing", "sync"),

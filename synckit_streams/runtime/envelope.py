@@ -124,11 +124,11 @@ def arrivals(message: Message, topic: str, place: Place | None) -> list[Arrival]
     if broken:
         # One arrival for all of them: the whole message is kept, and is not to be kept five hundred times.
         reason = broken[0] if len(broken) == 1 else f"{len(broken)} events left out; the first one: {broken[0]}"
-        found.append(Arrival(None, b"", place, _raw(message), reason))
+        found.append(Arrival(None, b"", place, as_text(message), reason))
     return found
 
 
-def _raw(message: Message) -> bytes:
+def as_text(message: Message) -> bytes:
     """A message as bytes that a person can read: its headers, an empty line, its body."""
     body = message.body if len(message.body) <= MESSAGE_BYTES_MAX else message.body[:RAW_BYTES_MAX]
     lines = [f"{name}: {value}" for name, value in message.headers.items()]

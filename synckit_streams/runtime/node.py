@@ -21,6 +21,7 @@ from synckit_streams.runtime.autosync import AutoSync
 from synckit_streams.runtime.cancel import is_cancelled
 from synckit_streams.runtime.door import Door, open_door
 from synckit_streams.runtime.driver import Driver, Silence, World
+from synckit_streams.runtime.ingest import Ingest, Ingested, Ingestion
 from synckit_streams.runtime.link import Link, Session, link_name
 from synckit_streams.runtime.paging import PageSize
 from synckit_streams.runtime.projector import Projector
@@ -243,6 +244,27 @@ class SyncNode:
     def _wrote(self) -> None:
         if self._auto is not None:
             self._auto.wake()
+
+    async def ingest(self, ingest: Ingest, *, idle_s: float | None = None) -> Ingested:
+        """Write what producers that know nothing of us have put into a topic of theirs; see `Ingest`.
+
+        Args:
+            ingest: Which messages, and what becomes of them.
+            idle_s: End when nothing has come for so many seconds. None goes on for ever, over every outage; cancel it.
+
+        Raises:
+            ConfigError: it cannot be carried out, or the topic is none of the node's.
+            FeatureUnsupported: the connector cannot.
+            Rejected: there is no such source.
+            Unavailable, Timeout: with `idle_s` only: the broker is not there.
+            StoreError: nothing of the batch was acknowledged; it comes again.
+        """
+        self._check_open()
+        if self.topics and ingest.topic not in self.topics:
+            raise ConfigError(
+                f"{ingest.topic!r:.80} is not a topic of this node", hint=f"it replicates {', '.join(self.topics)}"
+            )
+        return await Ingestion(ingest, self._driver).run(idle_s)
 
     # --- reading -----------------------------------------------------------------------------------------------------
 

@@ -33,6 +33,8 @@ from synckit_streams import (
     HandlerError,
     HybridTime,
     IdReused,
+    Ingest,
+    Ingested,
     Invalid,
     Key,
     LastWriteWins,
@@ -256,6 +258,18 @@ async def sync(node: SyncNode) -> SyncResult:
     return result
 
 
+async def take(node: SyncNode, connector: str) -> Ingested:
+    """What somebody else wrote."""
+    orders = Ingest(
+        connector=connector, source="raw", topic="orders", type="order.placed", aggregate_id="/id", id="/id"
+    )
+    try:
+        done = assert_type(await node.ingest(orders, idle_s=0.1), Ingested)
+    except Rejected:
+        return Ingested()
+    return assert_type(done.and_(done), Ingested)
+
+
 async def stay(node: SyncNode) -> None:
     """In sync."""
     await node.start_auto_sync(interval_s=30, timeout_s=30)
@@ -312,6 +326,7 @@ async def main(folder: str) -> SyncResult:
         assert len(await resolve(node)) == len(RESOLVERS)
         assert (await sync(node)).complete
         await stay(node)
+        assert await take(node, connector) == Ingested(read=0, written=0, known=0, set_aside=0)
         async with other:
             result = await sync(other)
     assert await manage(other) == 0
