@@ -139,12 +139,26 @@ class RedisConnector(WithoutGroups, WithoutTimes):
             with suppress(Exception):  # the server may be gone; there is nothing left to lose
                 await client.aclose()
 
-    def _connect(self) -> Redis:
+    def _connect(self, *, once: bool = False) -> Redis:
+        """A client. One that connects once raises where it would replace a connection that was lost.
+
+        redis-py does that without a word when the connection was lost between two commands.
+        """
+        from redis import ConnectionError as ConnectionLost
         from redis.asyncio import BlockingConnectionPool, Connection, Redis, SSLConnection
         from redis.asyncio.retry import Retry
         from redis.backoff import NoBackoff
 
         address, options = self.address, self.options
+        made = False
+
+        async def connected(connection: Any) -> None:
+            nonlocal made
+            if made:
+                raise ConnectionLost("the connection was lost")
+            made = True
+            await connection.on_connect()
+
         tls: dict[str, Any] = {
             "ssl_ca_certs": options.tls_ca or None,
             "ssl_certfile": options.tls_cert or None,
@@ -161,6 +175,7 @@ class RedisConnector(WithoutGroups, WithoutTimes):
             socket_connect_timeout=OPEN_S,
             socket_timeout=ANSWER_S,
             retry=Retry(NoBackoff(), 0),  # a repeated XADD is a second message: only we know when that does no harm
+            redis_connect_func=connected if once else None,
             **address.secrets,
             **(tls if address.tls else {}),
         )
@@ -389,7 +404,8 @@ class _LogReader(_Reader):
         while True:
             try:
                 if self.client is None:
-                    self.client = self.connector._connect()
+                    # Once: before a reader goes on over another connection, it looks whether its log is still the same.
+                    self.client = self.connector._connect(once=True)
                 found, identity = await self._wait_for_entries(self.client)
             except Exception as raised:
                 error = translate(raised, self.connector.address)

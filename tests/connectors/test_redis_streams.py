@@ -323,6 +323,32 @@ async def test_what_the_server_lost_with_its_last_second_is_noticed(redis_server
     await connector.close()
 
 
+async def test_a_log_that_was_put_back_and_written_past_between_two_reads_is_noticed(
+    redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """The reader was busy elsewhere all the while: its connection is a new one, and what it asks for is there."""
+    connector, other = RedisConnector(redis_server.url), RedisConnector(redis_server.url)
+    for each in (connector, other):
+        await each.open()
+    await connector.send("orders", messages(2))
+    await asyncio.to_thread(redis_server.stop)
+    shutil.copytree(redis_server.store_dir, tmp_path / "earlier")
+    await asyncio.to_thread(redis_server.start)
+    await connector.send("orders", messages(2))
+    async with connector.receive("orders", start={}, batch_max=10) as batches:
+        assert len(await anext(batches)) == 4
+        await asyncio.to_thread(redis_server.kill)
+        shutil.rmtree(redis_server.store_dir)
+        shutil.copytree(tmp_path / "earlier", redis_server.store_dir)
+        await asyncio.to_thread(redis_server.start)
+        await other.send("orders", messages(4))
+        with pytest.raises(Unavailable, match="put back: 4 is another message now"):
+            async with asyncio.timeout(DEADLINE_S):
+                await anext(batches)
+    for each in (connector, other):
+        await each.close()
+
+
 async def test_who_was_cancelled_leaves_the_answers_in_order(redis_url: str) -> None:
     """A cancelled command must not leave its answer to whoever asks next."""
     connector = RedisConnector(redis_url)
