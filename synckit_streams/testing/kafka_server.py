@@ -41,6 +41,8 @@ class KafkaServer(Server):
         directory: See `Server`.
         port: See `Server`.
         settings: More of its settings, as in `{"num.partitions": "3"}`.
+        advertised: The port that it tells its clients to connect to, as a proxy before it needs; 0 is its own. From the
+            next start on.
         jars: The directory with the jars; None takes `find_kafka()`.
 
     Raises:
@@ -56,6 +58,7 @@ class KafkaServer(Server):
         *,
         port: int = 0,
         settings: dict[str, str] | None = None,
+        advertised: int = 0,
         jars: Path | None = None,
     ) -> None:
         java, found = find_binary("java", "SYNCKIT_JAVA"), jars or find_kafka()
@@ -65,6 +68,7 @@ class KafkaServer(Server):
             raise MissingDependency("Kafka's jars are not on this machine", hint="make kafka fetches them with Maven")
         super().__init__(directory, port)
         self.settings = dict(settings or {})
+        self.advertised = advertised
         self._java: list[str | Path] = [java, *JAVA_OPTIONS, "-cp", f"{found.absolute()}/*"]
         self._said = 0
 
@@ -79,7 +83,7 @@ class KafkaServer(Server):
             "process.roles": "broker,controller",
             "node.id": "1",
             "listeners": f"PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}",
-            "advertised.listeners": f"PLAINTEXT://127.0.0.1:{port}",
+            "advertised.listeners": f"PLAINTEXT://127.0.0.1:{self.advertised or port}",
             "controller.listener.names": "CONTROLLER",
             "controller.quorum.voters": f"1@127.0.0.1:{controller}",
             "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",

@@ -67,6 +67,7 @@ from synckit_streams import (
     WireError,
 )
 from synckit_streams.ports.store import EventStore, Transaction
+from synckit_streams.testing import FaultProxy, KafkaServer, NatsServer, RedisServer
 
 # ------------------------------------------------------------------------------------------------- classes of one's own
 
@@ -287,6 +288,22 @@ async def manage(node: SyncNode) -> int:
         assert_type(await tx.execute("SELECT id, total FROM totals"), list[tuple[Any, ...]])
     await node.close()
     return applied
+
+
+# ------------------------------------------------------------------------------------------------------------ for tests
+
+
+async def break_the_line(server: NatsServer | RedisServer | KafkaServer) -> int:
+    """As a test of one's own would: a real server, and a proxy that breaks on demand."""
+    async with FaultProxy(server) as proxy:
+        assert_type((proxy.url, proxy.port, server.url), tuple[str, int, str])
+        proxy.refuse()
+        proxy.freeze()
+        proxy.freeze("up")
+        proxy.slow(delay_ms=50, jitter_ms=10.5, bytes_per_s=10_000)
+        proxy.heal()
+        assert_type((proxy.accepted, proxy.connections, proxy.bytes_up, proxy.bytes_down), tuple[int, int, int, int])
+        return assert_type(proxy.cut(), int)
 
 
 # --------------------------------------------------------------------------------------------------------------- errors
