@@ -12,10 +12,10 @@ WORKERS ?= 2
 SEEDS ?= 300
 
 .DEFAULT_GOAL := help
-.PHONY: help setup kafka demo check format test unit simulate planted test-slow test-long coverage bench clean
+.PHONY: help setup kafka demo check format test unit simulate planted test-faults test-slow test-long coverage bench clean
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 $(VENV)/.python:
 	@test -n "$(PYTHON)" || { echo "synckit-streams needs Python 3.11 or later: make PYTHON=/path/to/python3" >&2; exit 1; }
@@ -63,14 +63,17 @@ format: $(VENV)/.dev ## rewrite the code as `make check` wants it
 
 test: simulate planted unit ## what a contributor must see pass (8 minutes on 2 cores)
 
-unit: $(VENV)/.dev $(VENV)/.kafka ## the tests without the slow ones and without the simulator's runs
-	$(PYTEST) -n $(WORKERS) -m "not slow"
+unit: $(VENV)/.dev $(VENV)/.kafka ## the tests without the slow ones, the faults and the simulator's runs
+	$(PYTEST) -n $(WORKERS) -m "not slow and not faults"
 
 simulate: $(VENV)/.dev ## SEEDS simulated histories with every fault
 	$(BIN)/synckit simulate --seeds $(SEEDS) --json
 
 planted: $(VENV)/.dev ## does the simulator see the bugs that are planted?
 	$(BIN)/synckit simulate --planted all
+
+test-faults: $(VENV)/.dev $(VENV)/.kafka ## real servers and connections broken under load; SYNCKIT_TEST_LONG=1 goes on for long
+	$(PYTEST) -n $(WORKERS) -m "faults and not slow"
 
 test-slow: $(VENV)/.dev $(VENV)/.kafka ## the slow suites, bounded: kill -9, servers put back, installs
 	$(PYTEST) -n $(WORKERS) -m slow --timeout 600

@@ -15,6 +15,7 @@ from synckit_streams.testing.brokers import Server
 
 WRITER = Path(__file__).with_name("writer.py")
 TOPIC = "orders"
+pytestmark = pytest.mark.faults
 
 
 async def write_until_killed(name: str, store: str, url: str, first: int, after_s: float) -> list[str]:

@@ -12,6 +12,7 @@ from synckit_streams.ports.telemetry import Alarmed, Detail
 from synckit_streams.testing.brokers import Server
 
 NODES = ("north", "south")
+pytestmark = pytest.mark.faults
 
 
 class Ear:
