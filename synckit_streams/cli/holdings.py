@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
@@ -13,6 +14,7 @@ from synckit_streams.cli.access import identity_of
 from synckit_streams.cli.terminal import progress
 from synckit_streams.errors import FrameMalformed, SyncKitError
 from synckit_streams.model.event import Offset
+from synckit_streams.model.exchange import Raised
 from synckit_streams.model.seen import Seen, count
 from synckit_streams.ports.connector import Connector
 from synckit_streams.ports.store import EventStore
@@ -53,6 +55,26 @@ class TopicStatus(msgspec.Struct, frozen=True):
     gaps: int
     origins: dict[str, int]
     digest: str
+
+
+class AlarmStatus(msgspec.Struct, frozen=True):
+    """Something that must not be passed over in silence.
+
+    Args:
+        kind: See `docs/how-to/observe.md`.
+        topic: About which topic.
+        evidence: What was seen, the last time.
+        times: How often.
+        first: When first, in UTC.
+        last: When last.
+    """
+
+    kind: str
+    topic: str
+    evidence: str
+    times: int
+    first: str
+    last: str
 
 
 class PeerStatus(msgspec.Struct, frozen=True):
@@ -103,6 +125,7 @@ class Status(msgspec.Struct, frozen=True):
         running: Process id of the node that has it open just now, if it says so.
         topics: By name.
         quarantined: Arrivals that were set aside.
+        alarms: What was raised, the last one first: one of each kind and topic, and how often.
         offsets: Where each reader and projection stands.
         broker: With --connector.
     """
@@ -115,6 +138,7 @@ class Status(msgspec.Struct, frozen=True):
     running: int | None
     topics: dict[str, TopicStatus]
     quarantined: int
+    alarms: tuple[AlarmStatus, ...]
     offsets: dict[str, int]
     broker: BrokerStatus | None
 
@@ -146,9 +170,19 @@ async def gather(store: SqliteStore, connector: str | None, *, quiet: bool) -> S
         running=await _running(store.path),
         topics=topics,
         quarantined=await _quarantined(store),
+        alarms=tuple([_alarm(each) for each in await store.alarms()]),
         offsets={who: at.position for who, at in offsets.items()},
         broker=await _broker(connector, identity.node, offsets, seen) if connector else None,
     )
+
+
+def _alarm(raised: Raised) -> AlarmStatus:
+    first, last = (_time(at_ms) for at_ms in (raised.first_ms, raised.last_ms))
+    return AlarmStatus(raised.kind, raised.topic, raised.evidence, raised.times, first, last)
+
+
+def _time(at_ms: int) -> str:
+    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def _size(path: Path) -> int:

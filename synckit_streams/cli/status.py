@@ -52,6 +52,12 @@ def _print(console: Console, found: Status) -> None:
             console.print(f"[yellow]{plural(topic.held, 'event')}[/yellow] of {plain_markup(name)} waiting for a cause")
     if found.quarantined:
         console.print(f"[yellow]{plural(found.quarantined, 'arrival')}[/yellow] in quarantine")
+    for alarm in found.alarms:
+        often = f", {alarm.times:,} times since {alarm.first}" if alarm.times > 1 else ""
+        console.print(
+            f"[yellow]{plain_markup(alarm.kind)}[/yellow] on {plain_markup(alarm.topic)}, {alarm.last}{often}: "
+            f"{plain_markup(alarm.evidence)}"
+        )
     if found.offsets:
         console.print(_offsets(found))
     if found.broker is not None:

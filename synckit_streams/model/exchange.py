@@ -33,6 +33,26 @@ class Place(NamedTuple):
     position: int
 
 
+class Raised(NamedTuple):
+    """An alarm, kept beside the log: somebody who looks in later has to learn of it too.
+
+    Args:
+        kind: One of `sync.protocol.AlarmKind`.
+        topic: About which topic.
+        evidence: What was seen, the last time.
+        times: How often.
+        first_ms: When first, by the wall clock, in milliseconds since 1970.
+        last_ms: When last.
+    """
+
+    kind: str
+    topic: str
+    evidence: str
+    times: int = 1
+    first_ms: int = 0
+    last_ms: int = 0
+
+
 class Arrival(NamedTuple):
     """Something that was received.
 

@@ -15,7 +15,7 @@ import msgspec
 
 from synckit_streams.model.clock import Key
 from synckit_streams.model.event import Draft, Event, Offset, Stored
-from synckit_streams.model.exchange import AppendResult, Arrival, PlaceRun, Summary
+from synckit_streams.model.exchange import AppendResult, Arrival, PlaceRun, Raised, Summary
 from synckit_streams.model.seen import Interval
 
 
@@ -135,6 +135,7 @@ class EventStore(Protocol):
         voids: Sequence[Key] = (),
         forget: Sequence[str] = (),
         traceparent: str = "",
+        alarms: Sequence[Raised] = (),
     ) -> AppendResult:
         """One transaction: number and store the drafts, take what was received, move the readers.
 
@@ -150,6 +151,7 @@ class EventStore(Protocol):
             voids: Keys that nobody holds any more: what waits for them is released.
             forget: Readers whose log was lost or put back: the places read in it are void.
             traceparent: W3C trace context that the drafts carry.
+            alarms: What must not be passed over in silence; one of a kind and topic is kept, and how often it came.
 
         Raises:
             IdReused, Invalid, TooLarge, CauseUnknown: about the drafts; nothing was written.
@@ -191,6 +193,9 @@ class EventStore(Protocol):
 
     async def quarantine(self, *, after: int, limit: int) -> Sequence[Quarantined]:
         """What was set aside, oldest first."""
+
+    async def alarms(self) -> Sequence[Raised]:
+        """What was raised, the last one first."""
 
     def transaction(self) -> AbstractAsyncContextManager[Transaction]:
         """A transaction of its own; it commits when the block ends, and rolls back when it raises."""

@@ -20,7 +20,7 @@ from synckit_streams.errors import CauseUnknown, ClockSkew, IdReused, Invalid, S
 from synckit_streams.model.clock import HybridTime
 from synckit_streams.model.codec import TRACEPARENT_BYTES_MAX
 from synckit_streams.model.event import Draft
-from synckit_streams.model.exchange import AppendResult
+from synckit_streams.model.exchange import AppendResult, Raised
 from synckit_streams.ports.store import EventStore, Opening
 from synckit_streams.ports.telemetry import Alarmed, Appended, Detail, Observer
 from synckit_streams.runtime.settings import Settings
@@ -28,6 +28,9 @@ from synckit_streams.sync import protocol
 from synckit_streams.sync.replica import Replica
 
 logger = logging.getLogger("synckit_streams")
+
+EVIDENCE_CHARS_MAX = 1_000
+"""Of an alarm's evidence, so much is kept."""
 
 NOTHING_WRITTEN = (IdReused, CauseUnknown, Invalid, TooLarge, StoreClosed)
 """What an append raises before it begins to write."""
@@ -76,6 +79,9 @@ class Driver:
         self._last_write: tuple[int, int] | None = None
         self._blamed: set[type[Exception]] = set()
         self._catching_up: set[asyncio.Task[None]] = set()
+        self._raised: dict[tuple[str, str], Raised] = {}
+        """Alarms that are not on the disk yet."""
+        self._noting: asyncio.Task[None] | None = None
         self._times_lost = self._times_found = 0
         """How often the replica lost track of the disk, and up to which of them it was told since."""
 
@@ -196,8 +202,25 @@ class Driver:
             self.observe(
                 Alarmed(node=self.settings.node, kind=effect.kind, topic=effect.topic, evidence=effect.evidence)
             )
+            self._note(effect)
         else:
             self.links[effect.link].post(effect)
+
+    def _note(self, alarm: protocol.Alarm) -> None:
+        """Keep an alarm beside the log, for whoever looks in later; nothing waits for that."""
+        where = (str(alarm.kind), alarm.topic)
+        times = self._raised[where].times if where in self._raised else 0
+        self._raised[where] = Raised(*where, alarm.evidence[:EVIDENCE_CHARS_MAX], times + 1)
+        if self._noting is None or self._noting.done():
+            self._noting = asyncio.create_task(self._note_all())
+
+    async def _note_all(self) -> None:
+        while self._raised:
+            raised, self._raised = self._raised, {}
+            try:
+                await self.store.append(now_ms=self.world.wall_ms(), alarms=tuple(raised.values()))
+            except SyncKitError as error:  # said and counted it was all the same
+                logger.debug("%s: an alarm could not be kept: %s", self.settings.node, error)
 
     def tick(self, *, hurry: bool) -> Sequence[protocol.Persist]:
         """Let time pass; what must be persisted for it is given back, for whoever can wait."""
@@ -267,6 +290,8 @@ class Driver:
     async def close(self) -> None:
         """Close the store."""
         await self._caught_up()
+        if self._noting is not None:
+            await asyncio.wait([self._noting])
         await self.store.close()
 
 

@@ -17,7 +17,7 @@ from synckit_streams.errors import Invalid, StoreBusy, StoreClosed, StoreError, 
 from synckit_streams.model.clock import Key
 from synckit_streams.model.codec import TRACEPARENT_BYTES_MAX
 from synckit_streams.model.event import Draft, Offset
-from synckit_streams.model.exchange import AppendResult, Arrival, PlaceRun, Summary
+from synckit_streams.model.exchange import AppendResult, Arrival, PlaceRun, Raised, Summary
 from synckit_streams.ports.store import Opening, Transaction
 from synckit_streams.stores.commits import Append, CommitQueue, Finish, InlineExecutor, Share, shares
 from synckit_streams.stores.identity import new_origin
@@ -238,6 +238,7 @@ class LedgerStore(ABC):
         voids: Sequence[Key] = (),
         forget: Sequence[str] = (),
         traceparent: str = "",
+        alarms: Sequence[Raised] = (),
     ) -> AppendResult:
         """See `EventStore`."""
         queue = self._opened()
@@ -255,6 +256,7 @@ class LedgerStore(ABC):
             voids=voids,
             forget=forget,
             traceparent=traceparent,
+            alarms=alarms,
         )
         result: AppendResult = await queue.ask(Append(request))
         return result

@@ -17,7 +17,7 @@ from synckit_streams.errors import ConfigError, Invalid
 from synckit_streams.model.clock import Key
 from synckit_streams.model.codec import node_of
 from synckit_streams.model.event import Event, Offset, Stored
-from synckit_streams.model.exchange import PlaceRun
+from synckit_streams.model.exchange import PlaceRun, Raised
 from synckit_streams.model.seen import Interval
 from synckit_streams.ports.store import QUARANTINED_MAX, Opening, Quarantined, StoreFeatures, Transaction
 from synckit_streams.stores.commits import CommitQueue
@@ -42,6 +42,7 @@ class MemoryDisk:
         self.held: dict[bytes, Event] = {}
         self.quarantine: dict[int, Quarantined] = {}
         """By position, the last ones of those that could not be read, and all that were refused."""
+        self.alarms: dict[tuple[str, str], Raised] = {}
         self.set_aside = 0
         self.unread: deque[int] = deque()
         """The positions of those that could not be read."""
@@ -67,6 +68,7 @@ class MemoryDisk:
         copy = MemoryDisk()
         for name in ("meta", "rows", "keys", "held", "quarantine", "unread", "refused", "voids", "offsets", "runs"):
             setattr(copy, name, getattr(self, name).copy())
+        copy.alarms = dict(self.alarms)
         copy.set_aside = self.set_aside
         copy.ids = {id: list(positions) for id, positions in self.ids.items()}
         copy.streams = {fork: list(numbers) for fork, numbers in self.streams.items()}
@@ -167,6 +169,11 @@ class MemoryStore(LedgerStore):
             disk.runs = [run for run in disk.runs if run.reader not in changes.forget]
         disk.runs.extend(changes.runs)
         disk.offsets.update(changes.offsets)
+        for alarm in changes.alarms:
+            before = disk.alarms.get((alarm.kind, alarm.topic))
+            if before is not None:
+                alarm = alarm._replace(times=before.times + alarm.times, first_ms=before.first_ms)
+            disk.alarms[alarm.kind, alarm.topic] = alarm
 
     def _take_away(self, position: int) -> None:
         disk, row = self.disk, self.disk.row(position)
@@ -258,6 +265,11 @@ class MemoryStore(LedgerStore):
         """See `EventStore`."""
         self._opened()
         return [each for each in self.disk.quarantine.values() if each.position > after][:limit]
+
+    async def alarms(self) -> Sequence[Raised]:
+        """See `EventStore`."""
+        self._opened()
+        return sorted(self.disk.alarms.values(), key=lambda each: (-each.last_ms, each.kind, each.topic))
 
     # --- a transaction of one's own ----------------------------------------------------------------------------------
 

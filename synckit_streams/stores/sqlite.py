@@ -21,7 +21,7 @@ import msgspec
 from synckit_streams.errors import ConfigError, Invalid, StoreClosed, StoreCorrupt, StoreError
 from synckit_streams.model.codec import node_of
 from synckit_streams.model.event import Event, Offset, Stored
-from synckit_streams.model.exchange import PlaceRun, Summary
+from synckit_streams.model.exchange import PlaceRun, Raised, Summary
 from synckit_streams.model.seen import Interval
 from synckit_streams.ports.store import QUARANTINED_MAX, Opening, Quarantined, StoreFeatures, Transaction
 from synckit_streams.stores import sqlite_schema as schema
@@ -320,6 +320,8 @@ class SqliteStore(LedgerStore):
         if changes.offsets:
             places = [(who, at.log, at.position, at.fingerprint) for who, at in changes.offsets.items()]
             many(schema.UPSERT_OFFSET, places)
+        if changes.alarms:
+            many(schema.UPSERT_ALARM, changes.alarms)
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
@@ -451,3 +453,9 @@ class SqliteStore(LedgerStore):
             (after, limit),
         )
         return [Quarantined(*row) for row in rows]
+
+    async def alarms(self) -> Sequence[Raised]:
+        """See `EventStore`."""
+        if not await self._rows("SELECT 1 FROM sqlite_schema WHERE name = 'alarms'"):
+            return ()  # looked at before a node has brought it up to this release
+        return [Raised(*row) for row in await self._rows("SELECT * FROM alarms ORDER BY last_ms DESC, kind, topic")]

@@ -50,6 +50,11 @@ MIGRATIONS: tuple[str, ...] = (
         first INTEGER NOT NULL, positions BLOB NOT NULL);
     CREATE INDEX places_reader ON places (reader);
     """,
+    """
+    -- What must not be passed over in silence: one of each kind and topic, and how often it was raised.
+    CREATE TABLE alarms (kind TEXT, topic TEXT, evidence TEXT NOT NULL, times INTEGER NOT NULL,
+        first_ms INTEGER NOT NULL, last_ms INTEGER NOT NULL, PRIMARY KEY (kind, topic)) WITHOUT ROWID;
+    """,
 )
 SCHEMA_VERSION = len(MIGRATIONS)
 
@@ -83,6 +88,10 @@ UPSERT_STREAM = (
     "total=excluded.total, at=excluded.at"
 )
 FORGET_UNREAD = "DELETE FROM quarantine WHERE topic IS NULL AND position <= (SELECT max(position) FROM quarantine) - ?"
+UPSERT_ALARM = (
+    "INSERT INTO alarms VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (kind, topic) DO UPDATE SET evidence=excluded.evidence, "
+    "times=times + excluded.times, last_ms=excluded.last_ms"
+)
 UPSERT_OFFSET = "INSERT OR REPLACE INTO offsets VALUES (?, ?, ?, ?)"
 
 _int64 = Struct(">q").unpack

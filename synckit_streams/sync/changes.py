@@ -14,7 +14,7 @@ import msgspec
 
 from synckit_streams.model.clock import Key
 from synckit_streams.model.event import Event, Offset, Stored
-from synckit_streams.model.exchange import PlaceRun
+from synckit_streams.model.exchange import PlaceRun, Raised
 from synckit_streams.sync.facts import Fork, Known
 
 
@@ -71,6 +71,7 @@ class Changes:
         self.voids: list[Key] = []
         self.runs: list[PlaceRun] = []
         self.offsets: dict[str, Offset] = {}
+        self.alarms: list[Raised] = []
         self.forget: list[str] = []
         self.ids: dict[str, Stored] = {}
         self.late: dict[Fork, Known] = {}

@@ -8,7 +8,7 @@ import msgspec
 
 from synckit_streams.model.clock import Key
 from synckit_streams.model.event import Draft, Offset, Stored
-from synckit_streams.model.exchange import Arrival, PlaceRun
+from synckit_streams.model.exchange import Arrival, PlaceRun, Raised
 from synckit_streams.sync import arrivals, drafts
 from synckit_streams.sync.changes import Changes
 from synckit_streams.sync.drafts import Prepared
@@ -28,6 +28,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     voids: Sequence[Key] = ()
     forget: Sequence[str] = ()
     traceparent: str = ""
+    alarms: Sequence[Raised] = ()
 
     @property
     def only_new(self) -> bool:
@@ -38,6 +39,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
             or self.offsets
             or self.voids
             or self.forget
+            or self.alarms
             or any(not isinstance(draft, Draft) or draft.id is not None for draft in self.drafts)
         )
 
@@ -70,4 +72,6 @@ def decide(
     if request.voids:
         arrivals.declare_void(turn, request.voids)
     changes.offsets.update(request.offsets)
+    for alarm in request.alarms:
+        changes.alarms.append(alarm._replace(first_ms=request.now_ms, last_ms=request.now_ms))
     return turn

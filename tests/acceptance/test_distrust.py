@@ -82,6 +82,11 @@ async def healed(topic: str, wanted: set[str], *nodes: SyncNode) -> None:
     assert await same(topic, *nodes)
 
 
+async def kept(*nodes: SyncNode) -> set[str]:
+    """The kinds of alarm that their stores remember, for `synckit status`."""
+    return {alarm.kind for node in nodes for alarm in await node.store.alarms()}
+
+
 async def test_a_server_that_was_set_up_anew(server: Server, make: Make, topic: str) -> None:
     """Nothing of its directory is left: the stores fill it up again, and whoever comes new gets everything."""
     ear = Recorder()
@@ -92,6 +97,7 @@ async def test_a_server_that_was_set_up_anew(server: Server, make: Make, topic: 
     await asyncio.to_thread(server.start)
     await healed(topic, wanted, one, other)
     assert ear.alarms() & {"recreated", "rewound"}
+    assert await kept(one, other) & {"recreated", "rewound"}
     await healed(topic, wanted, await make("newcomer", server.url))
 
 
@@ -112,6 +118,7 @@ async def test_a_log_that_was_deleted(server: Server, make: Make, topic: str) ->
     await other.stop_auto_sync()
     await healed(topic, wanted, one, other)
     assert ear.alarms() & {"recreated", "rewound"}
+    assert await kept(one, other) & {"recreated", "rewound"}
     await healed(topic, wanted, await make("newcomer", server.url))
 
 
@@ -130,6 +137,7 @@ async def test_a_log_that_was_trimmed_beyond_what_a_node_had_read(server: Server
     await late.sync()  # it cannot be complete before somebody else has been there
     await healed(topic, wanted, one, other, late)
     assert "trimmed" in ear.alarms()
+    assert "trimmed" in await kept(late)
 
 
 async def test_a_log_that_was_trimmed_to_nothing_while_a_node_writes(server: Server, make: Make, topic: str) -> None:

@@ -91,6 +91,7 @@ async def test_a_store_directory_put_back_to_half_is_noticed_and_healed(
         assert await ids(south) == wanted
         assert await north.digest("orders") == await south.digest("orders")
         assert "rewound" in ear.kinds
+        assert "rewound" in {alarm.kind for each in (north, south) for alarm in await each.store.alarms()}
         # And whoever comes new gets everything from the log as it is now.
         async with node("newcomer", tmp_path, server, ear) as newcomer:
             assert (await newcomer.sync()).complete

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from synckit_connectors.memory import MemoryConnector, memory_broker
 from synckit_streams import Draft, SyncNode
 from synckit_streams.cli.doctor import _wanted
 from synckit_streams.testing.brokers import NatsServer
@@ -167,6 +168,31 @@ def test_a_conflict_that_somebody_answered_is_none(synckit: Command, tmp_path: P
     asyncio.run(settle())
     assert synckit("status", "--store", "sqlite:///a.db", "--json").json["topics"]["orders"]["conflicts"] == 0
     assert synckit("status", "--store", "sqlite:///b.db", "--json").json["topics"]["orders"]["conflicts"] == 1
+
+
+def test_status_shows_the_alarms(synckit: Command, tmp_path: Path) -> None:
+    """What a sync met last night is seen in the morning, though nobody listened."""
+
+    async def meet() -> None:
+        keeper = MemoryConnector("memory://alarmed")
+        await keeper.open()
+        async with SyncNode(
+            "a", store=f"sqlite:///{tmp_path}/a.db", connectors=["memory://alarmed"], topics=["t"]
+        ) as a:
+            for _ in range(2):
+                await a.append(Draft("t", "made", "x"))
+                await a.sync()
+                memory_broker("alarmed").recreate("t")
+                await a.sync()
+        await keeper.close()
+
+    asyncio.run(meet())
+    (alarm,) = synckit("status", "--store", "sqlite:///a.db", "--json").json["alarms"]
+    assert (alarm["kind"], alarm["topic"], alarm["times"]) == ("recreated", "t", 2)
+    assert alarm["first"] <= alarm["last"]
+    shown = synckit("status", "--store", "sqlite:///a.db").out
+    assert "recreated on t" in shown
+    assert "2 times since" in shown
 
 
 def test_status_knows_that_a_node_runs(synckit: Command, store: Path, tmp_path: Path, running: NodeStarter) -> None:

@@ -12,7 +12,7 @@ from synckit_streams.errors import Invalid, StoreError
 from synckit_streams.model.clock import Key
 from synckit_streams.model.codec import event_hash
 from synckit_streams.model.event import Offset, Stored
-from synckit_streams.model.exchange import Arrival, Place, PlaceRun
+from synckit_streams.model.exchange import Arrival, Place, PlaceRun, Raised
 from synckit_streams.testing.store_contract.kit import (
     NOW_MS,
     TOPICS,
@@ -258,6 +258,23 @@ class Reading(Bench):
                 await end_it()
             async with store.transaction() as tx:
                 assert await tx.execute("SELECT sum(total) FROM totals") == [(3,)]
+
+    async def test_alarms_are_kept(self, opened: Any) -> None:
+        """One of each kind and topic: what was seen last, how often, and when first; also over a reopening."""
+        async with opened() as store:
+            assert list(await store.alarms()) == []
+            await store.append(now_ms=NOW_MS, alarms=[Raised("rewound", "t", "stood at 5"), Raised("void", "t", "a:1")])
+            await store.append([draft()], now_ms=NOW_MS + 7, alarms=[Raised("rewound", "t", "stood at 9", times=3)])
+            await store.append(now_ms=NOW_MS + 9, alarms=[Raised("rewound", "u", "stood at 1")])
+            kept = [
+                Raised("rewound", "u", "stood at 1", 1, NOW_MS + 9, NOW_MS + 9),
+                Raised("rewound", "t", "stood at 9", 4, NOW_MS, NOW_MS + 7),
+                Raised("void", "t", "a:1", 1, NOW_MS, NOW_MS),
+            ]
+            assert list(await store.alarms()) == kept
+            assert len(await read(store)) == 1
+        async with opened() as store:
+            assert list(await store.alarms()) == kept
 
     async def test_a_transaction_keeps_appends_out(self, opened: Any) -> None:
         """They wait until it ends, and nobody sees it half done."""
