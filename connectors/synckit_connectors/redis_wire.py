@@ -23,6 +23,9 @@ from synckit_streams.ports.connector import ID_CHARS_MAX, Announced, Message
 BYTES_MAX = 4 * 1024 * 1024
 """Of a message. The server would take half a gigabyte."""
 
+ACK_WAIT_S_MAX = 12 * 3600.0
+"""What was given back counts as idle for twice as long, so that everybody claims it at once."""
+
 _POSITION_MAX = 2**63 - 1
 """What a store can keep. No stream of ours comes near it."""
 
@@ -65,6 +68,7 @@ class RedisOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     Args:
         timeout_s: For how long a connection that was lost may take to come back.
+        ack_wait_s: After so long a group delivers again what a member has neither acknowledged nor extended.
         max_length: A stream is cut to so many entries, oldest first, whoever has not read them; 0 for never. What a
             node has not read then has to come from its peers, by way of their digests.
         tls_ca: File with the certificates to trust (`rediss://`), instead of the system's.
@@ -73,6 +77,7 @@ class RedisOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """
 
     timeout_s: float = 10.0
+    ack_wait_s: float = 30.0
     max_length: int = 0
     tls_ca: str = ""
     tls_cert: str = ""
@@ -117,10 +122,12 @@ def read_url(url: str, options: Mapping[str, Any]) -> tuple[Address, RedisOption
         raise ConfigError(
             f"{_shown(url)}: {error}", hint=f"options are {', '.join(RedisOptions.__struct_fields__)}"
         ) from error
-    if not 0 < read.timeout_s < math.inf or read.max_length < 0:
+    waits = 0 < read.timeout_s < math.inf and 0 < read.ack_wait_s <= ACK_WAIT_S_MAX
+    if not waits or read.max_length < 0:
         raise ConfigError(
-            f"{_shown(url)}: timeout_s={read.timeout_s:g}, max_length={read.max_length}",
-            hint="timeout_s is above 0, and max_length is 0 or more",
+            f"{_shown(url)}: timeout_s={read.timeout_s:g}, ack_wait_s={read.ack_wait_s:g}, "
+            f"max_length={read.max_length}",
+            hint=f"timeout_s and ack_wait_s are above 0, ack_wait_s up to {ACK_WAIT_S_MAX:g}; max_length is 0 or more",
         )
     secrets = {
         "username": unquote(parts.username) if parts.username else None,
@@ -162,9 +169,13 @@ def translate(raised: Exception, address: Address) -> Exception:
 # --- names and messages ----------------------------------------------------------------------------------------------
 
 
+OURS = "sk:{"
+"""What the key of each topic's stream begins with."""
+
+
 def stream_of(topic: str) -> str:
     """The key of a topic's stream; what stands in the braces decides the slot of a cluster."""
-    return f"sk:{{{quote(topic, safe='')}}}"
+    return f"{OURS}{quote(topic, safe='')}}}"
 
 
 def position(id: bytes, topic: str) -> int:

@@ -6,7 +6,7 @@ import asyncio
 import os
 import shutil
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,20 @@ from typing import Any
 import pytest
 import redis.asyncio
 
-from synckit_connectors import redis_streams
+from synckit_connectors import redis_line
 from synckit_connectors.redis_streams import RedisConnector
 from synckit_streams.errors import ConfigError, Rejected, SyncKitError, TooLarge, Unauthorised, Unavailable
 from synckit_streams.ports.connector import Announced, Message, behind
 from synckit_streams.testing.brokers import RedisServer
-from synckit_streams.testing.connector_contract import ConnectorContract, Factory, bodies, heard, messages, read
+from synckit_streams.testing.connector_contract import (
+    ConnectorContract,
+    Factory,
+    Foreign,
+    bodies,
+    heard,
+    messages,
+    read,
+)
 
 DEADLINE_S = 30.0
 
@@ -30,6 +38,21 @@ class TestRedisConnector(ConnectorContract):
     @pytest.fixture
     def connector_factory(self, redis_url: str) -> Factory:
         return lambda: RedisConnector(redis_url)
+
+    @pytest.fixture
+    def impatient_connector_factory(self, redis_url: str) -> Factory:
+        return lambda: RedisConnector(redis_url, ack_wait_s=self.ack_wait_s)
+
+    @pytest.fixture
+    def foreign(self, redis_url: str) -> Foreign:
+        return partial(produce, redis_url)
+
+
+async def produce(url: str, source: str, values: Sequence[bytes]) -> None:
+    """What a producer does that knows nothing of us."""
+    async with redis.asyncio.Redis.from_url(url) as client:
+        for value in values:
+            await client.xadd(source, {"payload": value})
 
 
 async def plain(url: str, work: Callable[[redis.asyncio.Redis], Awaitable[Any]]) -> Any:
@@ -153,7 +176,7 @@ async def test_a_reader_that_waits_does_not_go_on_in_another_log(redis_url: str)
 @pytest.mark.filterwarnings("error::ResourceWarning")
 async def test_a_frozen_server_is_not_waited_for(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes connections and says nothing: `open` gives up in 3 s, and readers and listeners come to an end."""
-    monkeypatch.setattr(redis_streams, "ANSWER_S", 2.5)  # more than a reader waits at the server
+    monkeypatch.setattr(redis_line, "ANSWER_S", 2.5)  # more than a reader waits at the server
     connector, late = [RedisConnector(redis_server.url, timeout_s=0.5) for _ in range(2)]
     await connector.open()
     loop = asyncio.get_running_loop()
@@ -233,7 +256,8 @@ async def test_a_server_that_lacks_replicas_is_unavailable(redis_server: RedisSe
 async def test_the_rights_that_the_guide_names_are_enough(redis_server: RedisServer) -> None:
     """Not even the configuration may be looked at: then the server is not known to be durable."""
     commands = "xadd xrange xread xinfo xgroup eval publish subscribe hset hdel hgetall get set exists info ping time"
-    allowed = [f"+{each}" for each in commands.split()]
+    groups = "xreadgroup xack xclaim xautoclaim xpending client|id client|unblock"
+    allowed = [f"+{each}" for each in f"{commands} {groups}".split()]
     await plain(
         redis_server.url,
         lambda client: client.acl_setuser(
@@ -251,6 +275,21 @@ async def test_the_rights_that_the_guide_names_are_enough(redis_server: RedisSer
     await connector.announce("orders", "a", b"1")
     assert (await heard(connector, "orders"))["a"].body == b"1"
     await connector.announce("orders", "a", b"")
+    for may in (True, False):
+        async with connector.join("orders", group=f"{may}", start={}, batch_max=3) as member:
+            got = await anext(member)
+            await member.extend(got)
+            await member.nack(got)
+            got = await anext(member)
+            await member.ack(got)
+            waiting = asyncio.ensure_future(anext(member))
+            while may and not (await plain(redis_server.url, lambda client: client.info("clients")))["blocked_clients"]:
+                pass
+        with pytest.raises(StopAsyncIteration):
+            await waiting
+        assert not (await connector.progress("orders", group=f"{may}")).lag
+        # Who may not wake itself leaves a little later.
+        await plain(redis_server.url, lambda client: client.acl_setuser("till", enabled=True, commands=["-client|id"]))
     await connector.close()
 
 
