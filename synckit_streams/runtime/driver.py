@@ -73,7 +73,8 @@ class Driver:
         self.world = world
         self.links: dict[str, Outbox] = {}
         self.replica: Replica
-        self.changed: Callable[[], None] = lambda: None
+        self.watchers: list[asyncio.Event] = []
+        """Set whenever the replica was given something."""
         self.wrote: Callable[[], None] = lambda: None
         self._observer = observer
         self._last_write: tuple[int, int] | None = None
@@ -113,6 +114,8 @@ class Driver:
             spread_ms=settings.spread_ms,
             takes=not settings.push_only,
             formerly=self.store.nodes,
+            links=tuple(self.links) if settings.bridge else (),
+            passes_on=settings.bridge and not settings.push_only and not settings.pull_only,
         )
         self._times_lost += 1
         await self._catch_up()
@@ -133,8 +136,12 @@ class Driver:
                 work += self.replica.step(protocol.Persisted(result, effect.cause))
             else:
                 self._carry(effect)
-        self.changed()
+        self._tell()
         return result
+
+    def _tell(self) -> None:
+        for watcher in self.watchers:
+            watcher.set()
 
     async def _persist(self, effect: protocol.Persist, traceparent: str = "") -> AppendResult:
         try:
@@ -239,7 +246,7 @@ class Driver:
             for more in self.replica.step(protocol.Persisted(result, None)):
                 if not isinstance(more, protocol.Persist):
                     self._carry(more)
-            self.changed()
+            self._tell()
 
     async def write(self, drafts: Sequence[Draft], *, traceparent: str) -> AppendResult:
         """Append local events, durably.

@@ -2,7 +2,8 @@
 
 A `Session` joins the logs of a node's topics (looking whether they are still the ones that were read), reads them from
 the store's own offsets, listens to the peers' digests and does what the replica posts. Everything it has promised is in
-the store; so a session that fails is simply ended, and the next one begins where the store stands.
+the store; so a session that fails is simply ended, and the next one begins where the store stands. When it begins and
+ends, and what it is for, is decided by `meeting`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from synckit_streams.errors import (
     FrameMalformed,
     Rejected,
     StoreCorrupt,
-    StoreError,
     Timeout,
     TooLarge,
     Unavailable,
@@ -44,8 +44,6 @@ COMMIT_BYTES = 4 * 1024 * 1024
 """What is read is committed when there are so many bytes of it, or `Settings.batch_events` events."""
 AHEAD_EVENTS_MAX = 4_000
 """How many events may be sent and not yet read back before the next page waits for the reader."""
-TICK_S = 0.25
-TICK_HURRY_S = 0.02
 
 _T = TypeVar("_T")
 Work = protocol.Publish | protocol.Announce | protocol.Look
@@ -82,6 +80,10 @@ class Link:
         self.driver = driver
         self.counts = Counts()
         self.session: Session | None = None
+        self.failures = 0
+        """How often in a row it could not be used."""
+        self.again_s = 0.0
+        """When it is to be tried again, by the loop's clock."""
         driver.links[name] = self
 
     def post(self, effect: Work) -> None:
@@ -102,18 +104,21 @@ class Link:
 
 
 class Session:
-    """See the module's text. Used as `async with Session(link) as session`.
+    """See the module's text.
 
     Args:
         link: Over what.
+        changed: Set whenever somebody who waits for the session should look again.
         publish: False only reads (`pull`).
         timeout_s: Longest time without any progress.
     """
 
-    def __init__(self, link: Link, *, publish: bool = True, timeout_s: float = 30.0) -> None:
+    def __init__(self, link: Link, changed: asyncio.Event, *, publish: bool = True, timeout_s: float = 30.0) -> None:
         self.link = link
         self.driver = link.driver
         self.progress = 0
+        self.failure: BaseException | None = None
+        """What ended it."""
         self._publish = publish
         self._timeout_s = timeout_s
         self._tasks: list[asyncio.Task[None]] = []
@@ -123,51 +128,50 @@ class Session:
         self._firsts: set[tuple[type[Work], str]] = set()
         self._echoes = Echoes()
         self._page_size = PageSize(self.driver.settings.batch_events)
-        self._changed = asyncio.Event()
+        self._changed = changed
         self._committed = asyncio.Event()
-        self._failure: BaseException | None = None
+        self._noted = (-1, 0.0)
+        """The last progress that was seen, and when that was."""
 
     # --- beginning and ending ----------------------------------------------------------------------------------------
 
-    async def __aenter__(self) -> Session:
+    async def begin(self) -> None:
+        """Join every topic's log, and begin to read, to listen and to send. Whoever fails here is to be ended.
+
+        Raises:
+            ConnectorError: the broker cannot be reached, or does not answer.
+            StoreError: the store cannot say what it holds.
+        """
         link, driver = self.link, self.driver
-        try:
-            await driver.on_track()
-            await self._answer(link.connector.open())
-            link.session = self
-            driver.changed = self._changed.set
-            await self._give(protocol.Mute(link.name, not self._publish or driver.settings.pull_only))
-            for topic in driver.settings.topics:
-                await self._join(topic)
-        except BaseException as error:
-            await self._end(error)
-            raise
+        await driver.on_track()
+        await self._answer(link.connector.open())
+        link.session = self
+        await self._give(protocol.Mute(link.name, not self._publish or driver.settings.pull_only))
+        for topic in driver.settings.topics:
+            await self._join(topic)
         self._observe_link(up=True)
         self._start(self._work())
         for topic in driver.settings.topics:
             self._start(self._read(topic))
             self._start(self._listen(topic))
-        return self
+        await self._give(protocol.Meet(link.name))
 
-    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        await self._end(error)
-
-    async def _end(self, error: BaseException | None) -> None:
+    async def end(self) -> None:
+        """Stop whatever it is doing; what the store has begun is finished."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._tasks.clear()
+
+    def leave(self, error: BaseException | None) -> None:
+        """Let the replica know that it is over, and the observer, if it is because of the broker."""
+        for task in self._tasks:
+            task.cancel()
         if self.link.session is self:
             self.link.session = None
-            self.driver.changed = lambda: None
             self.driver.replica.step(protocol.Left(self.link.name))
-        failure = error or self._failure
-        if isinstance(failure, StoreError):
-            # What the replica believes may not be on the disk: forget it, and read the disk.
-            await self.driver.reboot()
-        if isinstance(failure, ConnectorError):
+        if isinstance(error, ConnectorError):
             # The connector stays open: it comes back by itself, and closing it could be the end of a broker in memory.
-            self._observe_link(up=False, reason=str(failure))
+            self._observe_link(up=False, reason=str(error))
 
     def _observe_link(self, *, up: bool, reason: str = "") -> None:
         node = self.driver.settings.node
@@ -177,7 +181,7 @@ class Session:
         """A task that fails ends the session."""
         error = None if task.cancelled() else task.exception()
         if error is not None:
-            self._failure = self._failure or error
+            self.failure = self.failure or error
             self._changed.set()
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
@@ -463,60 +467,33 @@ class Session:
             )
         )
 
-    # --- meeting -----------------------------------------------------------------------------------------------------
+    # --- being waited for --------------------------------------------------------------------------------------------
 
-    def _settled(self) -> bool:
-        driver = self.driver
-        if self._announcing or not self._listened.issuperset(driver.settings.topics):
-            return False
-        return all(driver.replica.settled(self.link.name, topic) for topic in driver.settings.topics)
+    def settled(self) -> bool:
+        """Whether there is nothing left to do: all read, all sent and read back, nothing owed, all said."""
+        return self._heard_and_said() and all(
+            self.driver.replica.settled(self.link.name, topic) for topic in self.driver.settings.topics
+        )
 
-    async def meet(self) -> None:
-        """Until there is nothing left to do: all read, all sent and read back, nothing owed, all said.
+    def caught_up(self) -> bool:
+        """Whether all has been read that was there when it began."""
+        channels = [self.driver.replica.channel(self.link.name, topic) for topic in self.driver.settings.topics]
+        return all(channel is not None and channel.caught_up for channel in channels)
 
-        What is written while it goes on is sent too, and not waited for.
+    def _heard_and_said(self) -> bool:
+        return not self._announcing and self._listened.issuperset(self.driver.settings.topics)
 
-        Raises:
-            Timeout: no progress for as long as the session was told.
-            Unavailable: the connection was lost.
-            StoreError: the store failed.
-        """
-        loop = asyncio.get_running_loop()
-        seen, since = -1, loop.time()
-        await self._give(protocol.Meet(self.link.name))
-        while True:
-            self._changed.clear()
-            self._raise_failure()
-            await self.driver.pass_time(hurry=True)
-            if self._settled():
-                return
-            if self.progress != seen:
-                seen, since = self.progress, loop.time()
-            elif loop.time() - since > self._timeout_s:
-                raise self._no_progress()
-            await self._wait(TICK_HURRY_S)
-
-    async def live(self, until: asyncio.Event, interval_s: float) -> None:
-        """Go on receiving and sending for a while, or until somebody says so."""
-        loop = asyncio.get_running_loop()
-        end = loop.time() + interval_s
-        while not until.is_set() and loop.time() < end:
-            self._changed.clear()
-            self._raise_failure()
-            await self.driver.pass_time(hurry=False)
-            await self._wait(min(TICK_S, max(end - loop.time(), 0.001)))
-
-    def _raise_failure(self) -> None:
-        if self._failure is not None:
-            raise self._failure
-
-    async def _wait(self, seconds: float) -> None:
-        """Until something changes, and for so long at most."""
-        try:
-            async with asyncio.timeout(seconds):
-                await self._changed.wait()
-        except TimeoutError:
-            pass
+    def watch_progress(self) -> None:
+        """Fail if there has been no progress for as long as was told; to be called now and then during a meeting."""
+        now_s = asyncio.get_running_loop().time()
+        seen, since_s = self._noted
+        topics = self.driver.settings.topics
+        idle = self._heard_and_said() and all(self.driver.replica.idle(self.link.name, topic) for topic in topics)
+        if idle or self.progress != seen:  # who is idle waits for what comes by the others
+            self._noted = (self.progress, now_s)
+        elif now_s - since_s > self._timeout_s:
+            self.failure = self.failure or self._no_progress()
+            self._changed.set()
 
 
 def _traces(events: Iterable[Event]) -> list[str]:

@@ -22,7 +22,8 @@ from synckit_streams.runtime.cancel import is_cancelled
 from synckit_streams.runtime.door import Door, open_door
 from synckit_streams.runtime.driver import Driver, Silence, World
 from synckit_streams.runtime.ingest import Ingest, Ingested, Ingestion
-from synckit_streams.runtime.link import Link, Session, link_name
+from synckit_streams.runtime.link import Link, link_name
+from synckit_streams.runtime.meeting import Meeting
 from synckit_streams.runtime.paging import PageSize
 from synckit_streams.runtime.projector import Projector
 from synckit_streams.runtime.registry import connector_for, store_for
@@ -32,6 +33,7 @@ from synckit_streams.runtime.settings import (
     OBSERVER,
     RESOLVER,
     Settings,
+    check_bridge,
     check_count,
     check_directions,
     check_group,
@@ -67,7 +69,7 @@ class SyncNode:
         node_id: Unique among the nodes that share topics; 1 to 64 bytes without white space, `@` and `~`.
         store: URL (`sqlite:///till.db`, `memory:`) or a store that was made already.
         connectors: URLs (`nats://host:port`, `memory://name`) or connectors; none makes a local-only node, and
-            several are tried in their order.
+            several are tried in their order, unless `bridge` says otherwise.
         topics: What is replicated. A local-only node may leave them out.
         resolver: How conflicts are answered; last-write-wins by default.
         projections: Read models that follow the log.
@@ -79,6 +81,7 @@ class SyncNode:
             `complete` is then never true.
         group: Read as a member of this consumer group at the broker, which divides the messages over the workers that
             share this node's store. Without it every node reads everything, from its own store's place.
+        bridge: Meet over all connectors at once, and pass on what came by one to the others.
         observer: Told of everything; see `synckit_streams.ports.telemetry`.
         held_max: How many events may wait here for their causes.
         clock_leap_ms_max: How far this machine's clock may leap between two writes.
@@ -104,6 +107,7 @@ class SyncNode:
         push_only: bool = False,
         pull_only: bool = False,
         group: str = "",
+        bridge: bool = False,
         observer: Observer | None = None,
         held_max: int = 10_000,
         clock_leap_ms_max: int = 600_000,
@@ -113,6 +117,7 @@ class SyncNode:
         check_names(node_id, topics)
         check_list("connectors", connectors, '["nats://127.0.0.1:4222"]')
         check_directions(connectors, topics, push_only=push_only, pull_only=pull_only)
+        check_bridge(connectors, group, bridge)
         check_packing(packing)
         check_count("held_max", held_max, least=1)
         check_count("clock_leap_ms_max", clock_leap_ms_max, least=0)
@@ -136,6 +141,7 @@ class SyncNode:
             push_only=push_only,
             pull_only=pull_only,
             group=group,
+            bridge=bridge,
             held_max=held_max,
             clock_leap_ms_max=clock_leap_ms_max,
             lease_s=lease_s,
@@ -312,10 +318,11 @@ class SyncNode:
     async def sync(self, *, timeout_s: float = 30.0) -> SyncResult:
         """One whole meeting: read to the end, publish what is unsent and what is owed, and read it back.
 
-        It is over the first connector that can be reached, in the order in which they were named.
+        It is over the first connector that can be reached, in the order in which they were named; a bridge's is over
+        all of them that can be reached.
 
         Args:
-            timeout_s: Longest time without any progress; never a limit on the whole.
+            timeout_s: Longest time without any progress of a connector; never a limit on the whole.
 
         Raises:
             Unavailable: nobody was reached. Being offline is normal: try again later.
@@ -341,22 +348,23 @@ class SyncNode:
         failures: list[ConnectorError] = []
         async with self._turns.turn(guest=live is None):
             with self._driver.operation("sync"):
-                for link in self._links:
+                for links in [self._links] if self._driver.settings.bridge else [[link] for link in self._links]:
                     started = time.perf_counter()
                     try:
-                        async with Session(link, publish=publish, timeout_s=timeout_s) as session:
-                            await session.meet()
-                            result = await self._finish(link, started, failures)
+                        async with Meeting(links, publish=publish, timeout_s=timeout_s) as meeting:
+                            await meeting.meet()
+                            result = await self._finish(meeting, started, failures)
                             if live is not None:
                                 if self._auto is not None:
                                     self._auto.met()
-                                await self._live(session, live, interval_s)
-                        if live is not None and live.is_set():
-                            # Drain: what was written last goes out. A session of its own, so that a connection which
+                                await self._live(meeting, live, interval_s)
+                            reached = meeting.reached
+                        if live is not None and live.is_set() and reached:
+                            # Drain: what was written last goes out. A meeting of its own, so that a connection which
                             # was lost meanwhile is not waited for.
-                            async with Session(link, timeout_s=min(timeout_s, DRAIN_S)) as session:
-                                await session.meet()
-                                await self._finish(link, time.perf_counter(), failures)
+                            async with Meeting(reached, timeout_s=min(timeout_s, DRAIN_S)) as meeting:
+                                await meeting.meet()
+                                await self._finish(meeting, time.perf_counter(), failures)
                         return result
                     except SyncKitError as error:
                         self._observe_sync(None, time.perf_counter() - started, error.code)
@@ -370,7 +378,7 @@ class SyncNode:
             raise ConfigError("this node has no connector", hint=CONNECTOR_EXAMPLE)
         check_seconds("timeout_s", timeout_s)
 
-    async def _live(self, session: Session, stop: asyncio.Event, interval_s: float) -> None:
+    async def _live(self, meeting: Meeting, stop: asyncio.Event, interval_s: float) -> None:
         """Stay connected until the interval is over, auto-sync stops, or somebody wants a meeting of his own."""
         ended = asyncio.Event()
 
@@ -385,7 +393,7 @@ class SyncNode:
 
         watcher = asyncio.create_task(either())
         try:
-            await session.live(ended, interval_s)
+            await meeting.live(ended, interval_s)
         finally:
             watcher.cancel()
             await asyncio.gather(watcher, return_exceptions=True)
@@ -397,22 +405,22 @@ class SyncNode:
                 await self._projector.catch_up()
             await asyncio.sleep(PROJECT_PAUSE_S)
 
-    async def _finish(self, link: Link, started: float, unreached: Sequence[ConnectorError]) -> SyncResult:
+    async def _finish(self, meeting: Meeting, started: float, unreached: Sequence[ConnectorError]) -> SyncResult:
         _, failures = await self._projector.catch_up()
         for failure in failures:
             logger.error("%s: %s", self.node_id, failure, exc_info=failure)
         await self._driver.on_track()
-        counts = link.take_counts()
+        counts = [link.take_counts() for link in meeting.links]
         replica = self._driver.replica
         result = gather(
             {topic: replica.standing(topic) for topic in self.topics},
-            pushed=counts.pushed,
-            pulled=counts.pulled,
-            conflicts=len(counts.conflicts),
+            pushed=sum(each.pushed for each in counts),
+            pulled=sum(each.pulled for each in counts),
+            conflicts=len(set[tuple[str, str]]().union(*(each.conflicts for each in counts))),
             duration_s=time.perf_counter() - started,
-            errors=(*unreached, *failures),
+            errors=(*unreached, *meeting.errors, *failures),
         )
-        self._observe_sync(result, result.duration_s, failures[0].code if failures else "")
+        self._observe_sync(result, result.duration_s, next((each.code for each in (*meeting.errors, *failures)), ""))
         for listener in list(self._listeners):
             try:
                 answer = listener(result)

@@ -38,6 +38,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     push_only: bool = False
     pull_only: bool = False
     group: str = ""
+    bridge: bool = False
     held_max: int = 10_000
     clock_leap_ms_max: int = 600_000
     lease_s: float = 90.0
@@ -121,6 +122,22 @@ def check_group(group: Any, connectors: Sequence[Connector]) -> None:
             raise FeatureUnsupported(
                 f"{type(connector).__name__} has no groups", hint="leave group out, and let every node read everything"
             )
+
+
+def check_bridge(connectors: Sequence[Any], group: str, bridge: Any) -> None:
+    """That there is something to be bridged, and that it is read whole.
+
+    Raises:
+        ConfigError: it is not True or False, there are no two connectors, or the node reads only a group's share.
+    """
+    if not isinstance(bridge, bool):
+        raise ConfigError(f"bridge={bridge!r:.80} is neither True nor False")
+    if bridge and len(connectors) < 2:
+        raise ConfigError(
+            "a bridge needs two connectors or more", hint='connectors=["nats://127.0.0.1:4222", "redis://127.0.0.1"]'
+        )
+    if bridge and group:
+        raise ConfigError("a bridge reads every log whole, and not a group's share", hint="leave group or bridge out")
 
 
 def check_packing(packing: str) -> None:

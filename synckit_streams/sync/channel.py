@@ -78,6 +78,10 @@ class Channel:
         self.disputes: dict[str, Seen] = {}
         """Peers that hold the same keys with other content, and the events of ours that may tell them why."""
         self.disputed_ms: dict[str, int] = {}
+        self.reserve = Seen()
+        """What somebody else was to send first, when the present wait began."""
+        self.introduced_ms: int | None = None
+        """Since when the peers can know that this node passes on what comes from elsewhere."""
         self.loaded = False
         self.stage = Stage.IDLE
         self.due_ms = 0
@@ -90,6 +94,11 @@ class Channel:
         """How much longer the present meeting may wait at random."""
         self.told = True
         """Whether the present meeting has announced what it came to."""
+
+    @property
+    def log(self) -> str:
+        """Which log this is, by its first partition; "" before it was found."""
+        return self.identity[min(self.identity)] if self.identity else ""
 
     @property
     def caught_up(self) -> bool:
@@ -130,6 +139,11 @@ class Channel:
     def out(self) -> Seen:
         """What is on its way, or waits for another try."""
         return self.flying.union(self.stuck).union(self.lost)
+
+    @property
+    def waiting(self) -> Seen:
+        """What has still to be read back."""
+        return self.unsent.union(self.out)
 
     def capture(self, bounds: Mapping[int, Bounds]) -> None:
         """Remember where the logs begin and end now."""
@@ -179,15 +193,13 @@ class Channel:
         self._tried_again = self.lost
         self.unsent, self.lost, self.resend_ms = self.unsent.union(self.lost), Seen(), None
 
-    def lift_off(self) -> Seen:
-        """Take all that is unsent on its way."""
-        events, self.unsent = self.unsent, Seen()
+    def lift_off(self, events: Seen) -> bool:
+        """Take events on their way, unsent or not; gives whether some of them were before."""
+        self.unsent = self.unsent.minus(events)
         self.flights.append(Flight(events, None))
-        return events
-
-    def fly(self, events: Seen) -> None:
-        """These are on their way too."""
-        self.flights.append(Flight(events, None))
+        again = overlap(events, self.sent_before)
+        self.sent_before = self.sent_before.union(events)
+        return again
 
     def landed(self, events: Seen, barrier: Mapping[int, int] | None) -> None:
         """The broker answered for some of what is on its way; None means that it failed."""
@@ -224,13 +236,21 @@ class Channel:
         self.flights = []
         self.find_again()
 
-    def find_unsent(self, own: Seen) -> None:
-        """Of this node's own events every one that was not read in the current log, and is not on its way.
+    def find_unsent(self, due: Seen) -> None:
+        """Of the events that this node sends every one that was not read in the current log, and is not on its way.
 
         What was trimmed since is not unsent: it would be published again at each join, for ever. It is owed to whoever
         says that he lacks it.
         """
-        self.unsent = own.minus(self.places.at_or_past(own, {})).minus(self.out)
+        self.unsent = due.minus(self.places.at_or_past(due, {})).minus(self.out)
+
+    def find_more(self, due: Seen, *, at_once: bool) -> None:
+        """These are new here, and may have come by this log; with `at_once` the present meeting waits for them."""
+        fresh = due.minus(self.places.at_or_past(due, {})).minus(self.out)
+        if fresh:
+            self.unsent = self.unsent.union(fresh)
+            if at_once:
+                self.goal = self.goal.union(fresh)
 
     def next_positions(self) -> dict[int, tuple[str, int]]:
         """The reader's place: per partition the broker's identity and the next position."""

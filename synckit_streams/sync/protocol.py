@@ -48,7 +48,8 @@ class Digest(msgspec.Struct, frozen=True, array_like=True):
         voids: Dots it has declared lost for good.
         held: How many events wait there for a cause.
         resolver: Name and version.
-        takes: False for a node that only pushes: nothing is ever owed to it.
+        takes: False for a node that only pushes, and for one that is still reading other logs: nothing is owed to it.
+        bridges: The other logs that it reads, and passes on to this one: the identity of the first partition of each.
     """
 
     version: int
@@ -64,6 +65,7 @@ class Digest(msgspec.Struct, frozen=True, array_like=True):
     held: int
     resolver: tuple[str, int]
     takes: bool = True
+    bridges: list[str] = []
 
 
 _encode_digest = msgspec.msgpack.Encoder().encode

@@ -6,23 +6,29 @@ passed over by the reader was lost, and is sent again. Peers announce digests: w
 across is owed to it, and is published after a random wait, if by then nobody else has. What loss, `held_max` or a lying
 broker cost us, the next digests bring back.
 
+A *bridge* is at several logs at once, and what others wrote it sends like its own: what is in the store and was not
+read in a log is unsent there. What came from a log has a place in it, so nothing goes round in circles. Beside other
+bridges the first one sends, and the others are in reserve (`precedence`).
+
 There is no clock, no dice and no I/O here: time and chance come in with `Tick`, and everything that must be durable
 goes out as a `Persist`. If carrying out an effect fails, the replica is thrown away and a new one is told `Opened`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence, Sized
+from collections.abc import Callable, Iterable, Sequence
 
 from synckit_streams.model.clock import Key
-from synckit_streams.model.codec import DIGEST_MODULUS, HASH_BYTES, node_of
+from synckit_streams.model.codec import node_of
 from synckit_streams.model.event import Offset
 from synckit_streams.model.exchange import AppendResult, Summary
 from synckit_streams.model.seen import Seen
 from synckit_streams.sync import protocol
 from synckit_streams.sync.channel import Channel, Peer, Stage, overlap
 from synckit_streams.sync.places import Places
+from synckit_streams.sync.precedence import reserved
 from synckit_streams.sync.protocol import Alarm, AlarmKind, Effect, Standing
+from synckit_streams.sync.standing import Judge, checksum, checksum_bytes
 
 LEASE_MS = 90_000
 """For how long a digest makes its node count as live."""
@@ -38,11 +44,6 @@ RESEND_MS = 50
 RESEND_MS_MAX = 10_000
 
 
-def checksum(summary: Summary) -> int:
-    """The sum of the hashes of every event of a topic, modulo 2^256: equal on two replicas iff they hold the same."""
-    return sum(summary.sums.values()) % DIGEST_MODULUS
-
-
 class Replica:
     """See the module's text.
 
@@ -54,6 +55,8 @@ class Replica:
         spread_ms: See `SPREAD_MS`.
         takes: False if it keeps only what it wrote itself; what its peers hold is then not missing here.
         formerly: Node ids under which its log was written before. What they wrote is its own to send.
+        links: Of a node that meets over all of its connectors at once: their names.
+        passes_on: Whether what came by one link goes out by the others.
     """
 
     def __init__(
@@ -66,6 +69,8 @@ class Replica:
         spread_ms: int = SPREAD_MS,
         takes: bool = True,
         formerly: Iterable[str] = (),
+        links: Sequence[str] = (),
+        passes_on: bool = False,
     ) -> None:
         self.node = node
         self.nodes = frozenset([node, *formerly])
@@ -74,6 +79,8 @@ class Replica:
         self._lease_ms = lease_ms
         self._spread_ms = spread_ms
         self._takes = takes
+        self._links = tuple(links)
+        self._passes_on = passes_on
         self._summaries: dict[str, Summary] = {topic: Summary(Seen(), {}) for topic in topics}
         self._channels: dict[tuple[str, str], Channel] = {}
         self._wanted_since: dict[Key, int] = {}
@@ -120,6 +127,11 @@ class Replica:
         channel = self._channels.get((link, topic))
         return channel is not None and self._idle(channel) and (channel.told or channel.muted)
 
+    def idle(self, link: str, topic: str) -> bool:
+        """Whether a meeting has only to say what it came to, as far as this link goes."""
+        channel = self._channels.get((link, topic))
+        return channel is not None and self._idle(channel)
+
     def _idle(self, channel: Channel) -> bool:
         """Whether the present meeting has only to say what it came to."""
         if not channel.caught_up:
@@ -147,51 +159,11 @@ class Replica:
 
     def standing(self, topic: str) -> Standing:
         """How far the topic is from complete."""
-        summary = self._summaries[topic]
-        channels = [each for (_, of), each in self._channels.items() if of == topic and each.joined]
-        missing, reasons = Seen(), []
-        if not channels:
-            reasons.append("no connector has been reached")
-        if any(not channel.caught_up for channel in channels):
-            reasons.append("the log has not been read to its end")
-        # Local events count as acknowledged when one connector's log holds them.
-        waiting = [channel.unsent.union(channel.out) for channel in channels]
-        own = min(waiting, key=len, default=Seen())
-        own = self._written_here(own)
-        if own:
-            missing = missing.union(own)
-            reasons.append(f"{_events(own, 'local event')} not acknowledged by any connector")
-        for channel in channels:
-            for peer in channel.peers.values():
-                if not self._takes or not self.live(peer):
-                    continue
-                lacking = peer.seen.minus(summary.seen)
-                if lacking:
-                    missing = missing.union(lacking)
-                    reasons.append(f"{peer.digest.node} holds {_events(lacking)} not here")
-                elif peer.seen == summary.seen and self._checksum(summary) != peer.digest.checksum:
-                    reasons.append(f"{peer.digest.node} holds the same keys with other content")
-                elif not peer.digest.whole and self._checksum(summary) != peer.digest.checksum:
-                    reasons.append(f"{peer.digest.node} holds more than its digest can say")
-            if self._takes and channel.namesake is not None and self.live(channel.namesake):
-                lacking = channel.namesake.seen.minus(summary.seen)
-                if lacking:
-                    missing = missing.union(lacking)
-                    reasons.append(
-                        f"{self.node} holds {_events(lacking)} not here: another store runs under this "
-                        "name, or this one was put back"
-                    )
-        if summary.held:
-            missing = missing.union(Seen.of((key.origin, key.seq) for key in summary.wanted if key.topic == topic))
-            reasons.append(f"{_events(summary.held)} waiting for a cause")
-        if summary.refused:
-            missing = missing.union(Seen.of((key.origin, key.seq) for key in summary.refused))
-            reasons.append(f"{_events(summary.refused)} refused")
-        return Standing(not reasons, missing, tuple(reasons))
+        judge = Judge(self.node, self._links, self._takes, self.live, self._written_here, self._passes_on)
+        return judge.standing(topic, self._summaries[topic], self._joined_channels(topic))
 
-    @staticmethod
-    def _checksum(summary: Summary) -> bytes:
-        return checksum(summary).to_bytes(HASH_BYTES, "big")
+    def _joined_channels(self, topic: str) -> list[Channel]:
+        return [each for (_, of), each in self._channels.items() if of == topic and each.joined]
 
     # --- writing and reading -----------------------------------------------------------------------------------------
 
@@ -200,7 +172,7 @@ class Replica:
         effects: list[Effect] = []
         for channel in self._channels.values():
             if channel.joined:
-                channel.find_unsent(self._own(channel.topic))
+                channel.find_unsent(self._due(channel.topic))
                 effects += self._flow(channel)
         return effects
 
@@ -221,22 +193,37 @@ class Replica:
             # Results of one group commit may be handed out in any order; what is seen only grows.
             if known is None or len(summary.seen) >= len(known.seen):
                 self._summaries[topic] = summary
+        behind = False
         if isinstance(cause, protocol.Received):
             channel = self._channels.get((cause.link, cause.topic))
             if channel is not None:
+                behind = not channel.caught_up
                 channel.read(cause.partition, cause.offset.position if cause.offset else 0, result.runs)
                 effects += self._repair(channel)
         effects += self._alarms(result, cause.topic if isinstance(cause, protocol.Received) else "")
+        come = self._to_pass_on(result)
         for channel in self._channels.values():
+            if channel.topic in come and channel.joined:
+                # What was in one log when the meeting began is to be in the others when it ends.
+                channel.find_more(come[channel.topic], at_once=behind)
             if result.fresh and channel.joined:
                 appended = [stored.event for stored in result.appended]
                 fresh = Seen.of((each.origin, each.seq) for each in appended if each.topic == channel.topic)
                 channel.unsent = channel.unsent.union(fresh)
             if result.reused and channel.joined:
                 # An event of ours that was issued again under a new key is unsent like any other of our own.
-                channel.find_unsent(self._own(channel.topic))
+                channel.find_unsent(self._due(channel.topic))
             effects += self._flow(channel)
         return effects
+
+    def _to_pass_on(self, result: AppendResult) -> dict[str, Seen]:
+        """What a bridge has been brought, per topic."""
+        if not self._passes_on or not result.stored:
+            return {}
+        dots: dict[str, list[tuple[str, int]]] = {}
+        for stored in result.stored:
+            dots.setdefault(stored.event.topic, []).append((stored.event.origin, stored.event.seq))
+        return {topic: Seen.of(each) for topic, each in dots.items()}
 
     def _alarms(self, result: AppendResult, topic: str) -> list[Effect]:
         alarms: list[Effect] = []
@@ -262,10 +249,35 @@ class Replica:
         """
         if channel.muted or not channel.unsent or not channel.caught_up or channel.sending:
             return []
-        events = channel.lift_off()
-        again = events.minus(events.minus(channel.sent_before))
-        channel.sent_before = channel.sent_before.union(events)
-        return [protocol.Publish(channel.link, channel.topic, events, bool(again))]
+        events = channel.unsent.minus(self._held_back(channel))
+        return [self._publish(channel, events)] if events else []
+
+    @staticmethod
+    def _publish(channel: Channel, events: Seen, *, again: bool = False) -> protocol.Publish:
+        return protocol.Publish(channel.link, channel.topic, events, channel.lift_off(events) or again)
+
+    def _held_back(self, channel: Channel) -> Seen:
+        """Of what is unsent, what is not sent just now: others go first, or may not know of us yet."""
+        if not self._passes_on:
+            return Seen()
+        foreign = channel.unsent.minus(self._written_here(channel.unsent))
+        since = channel.introduced_ms
+        # Half of what those in reserve wait at least: the first one's first events are there before they look.
+        if not foreign or since is None or self._now_ms - since < self._spread_ms // 2:
+            return foreign
+        return self._reserved(channel, foreign)
+
+    def _reserved(self, channel: Channel, foreign: Seen) -> Seen:
+        live = filter(self.live, channel.peers.values())
+        elsewhere = [each for (_, of), each in self._channels.items() if of == channel.topic and each is not channel]
+        return reserved(self.node, foreign, live, elsewhere)
+
+    def _in_reserve(self, channel: Channel) -> Seen:
+        """Of what is unsent, what is sent in the end if nobody else does."""
+        if not self._passes_on or channel.introduced_ms is None:
+            return Seen()
+        foreign = channel.unsent.minus(self._written_here(channel.unsent))
+        return self._reserved(channel, foreign) if foreign else foreign
 
     # --- links -------------------------------------------------------------------------------------------------------
 
@@ -301,7 +313,7 @@ class Replica:
                 channel.said = None
         channel.joined = True
         channel.ground()
-        channel.find_unsent(self._own(given.topic))
+        channel.find_unsent(self._due(given.topic))
         if offsets:
             # Behind the alarms: if it fails they are raised once more, and if its caller is cancelled they were raised.
             effects.append(protocol.Persist(forget=forget, offsets=offsets, cause=given))
@@ -343,12 +355,14 @@ class Replica:
         effects: list[Effect] = []
         for channel in self._channels.values():
             if channel.link == given.link:
-                channel.begin(self._own(channel.topic), 2 * self._spread_ms)
+                channel.begin(self._due(channel.topic), 2 * self._spread_ms)
                 effects += self._flow(channel)
         return effects
 
-    def _own(self, topic: str) -> Seen:
-        return self._written_here(self._summaries[topic].seen)
+    def _due(self, topic: str) -> Seen:
+        """What this node sees to that it is in every log: all that it wrote, and if it is a bridge all that it has."""
+        seen = self._summaries[topic].seen
+        return seen if self._passes_on else self._written_here(seen)
 
     def _written_here(self, seen: Seen) -> Seen:
         return Seen({origin: ranges for origin, ranges in seen.ranges.items() if node_of(origin) in self.nodes})
@@ -389,7 +403,7 @@ class Replica:
         channel.peers[digest.node] = peer
         effects: list[Effect] = []
         summary = self._summaries[digest.topic]
-        if given.seen == summary.seen and digest.whole and digest.checksum != self._checksum(summary):
+        if given.seen == summary.seen and digest.whole and digest.checksum != checksum_bytes(summary):
             evidence = f"{digest.node} holds the same keys with another checksum"
             effects += self._once(AlarmKind.DIGEST_MISMATCH, digest.topic, evidence)
             self._dispute(channel, digest.node, summary)
@@ -436,12 +450,14 @@ class Replica:
         channel.stage = Stage.IDLE
         owed = channel.owed(self._summaries[channel.topic])
         channel.disputes.clear()
-        if not owed:
+        # Only what the wait was for: what came during it has somebody on it just now.
+        late = channel.unsent.minus(channel.unsent.minus(channel.reserve))
+        channel.reserve = Seen()
+        if not owed and not late:
             return []
-        channel.fly(owed)
         # Whose meeting ended here would take it back before the broker has it, at this meeting and at each later one.
         channel.goal = channel.goal.union(owed)
-        return [protocol.Publish(channel.link, channel.topic, owed, True)]
+        return [self._publish(channel, owed.union(late), again=bool(owed))]
 
     # --- time --------------------------------------------------------------------------------------------------------
 
@@ -471,20 +487,25 @@ class Replica:
             channel.find_again()
 
     def _settle_debts(self, channel: Channel, given: protocol.Tick) -> list[Effect]:
-        if channel.stage is Stage.IDLE and channel.owed(self._summaries[channel.topic]):
-            if given.hurry and channel.patience_ms <= 0:
+        if channel.stage is Stage.IDLE:
+            reserve = self._in_reserve(channel)
+            if not reserve and not channel.owed(self._summaries[channel.topic]):
                 return []
-            channel.stage = Stage.WAITING
-            channel.due_ms = given.now_ms + self._draw(channel, self._spread_ms, given)
+            if given.hurry and channel.patience_ms <= 0 and not overlap(reserve, channel.goal):
+                return []
+            channel.stage, channel.reserve = Stage.WAITING, reserve
+            # Whoever is first gets a start.
+            least_ms = self._spread_ms if reserve else 0
+            channel.due_ms = given.now_ms + self._draw(channel, self._spread_ms, given, least_ms=least_ms)
         if channel.stage is not Stage.WAITING or given.now_ms < channel.due_ms:
             return []
         # Look where the log ends *now*: a peer may have published it while we waited.
         channel.stage = Stage.LOOKING
         return [protocol.Look(channel.link, channel.topic)]
 
-    def _draw(self, channel: Channel, wait_ms_max: int, given: protocol.Tick) -> int:
+    def _draw(self, channel: Channel, wait_ms_max: int, given: protocol.Tick, *, least_ms: int = 0) -> int:
         """A random wait; a meeting takes it out of its patience, and a short one costs something too."""
-        wait_ms = int(given.dice * wait_ms_max)
+        wait_ms = least_ms + int(given.dice * wait_ms_max)
         if given.hurry:
             wait_ms = min(wait_ms, channel.patience_ms)
             channel.patience_ms -= max(wait_ms, self._spread_ms // 10)
@@ -493,7 +514,19 @@ class Replica:
     def _saying(self, channel: Channel) -> object:
         """What a digest would say, to know whether it says anything new."""
         summary = self._summaries[channel.topic]
-        return (checksum(summary), tuple(channel.next_positions().items()), len(summary.held), len(summary.refused))
+        places = tuple(channel.next_positions().items())
+        told = (self._bridges(channel), self._takes_now(channel.topic))
+        return (checksum(summary), places, len(summary.held), len(summary.refused), told)
+
+    def _bridges(self, channel: Channel) -> tuple[str, ...]:
+        """The logs from which something is passed on to this one."""
+        if not self._passes_on:
+            return ()
+        return tuple(each.log for each in self._joined_channels(channel.topic) if each is not channel)
+
+    def _takes_now(self, topic: str) -> bool:
+        """Whether what is lacking here will not come by another link by itself."""
+        return self._takes and all(each.caught_up for each in self._joined_channels(topic))
 
     def _announce(self, channel: Channel, *, hurry: bool) -> list[Effect]:
         saying = self._saying(channel)
@@ -502,9 +535,13 @@ class Replica:
         idle = hurry and self._idle(channel)
         last = idle and not channel.told
         channel.told = idle if hurry else channel.told
-        if not ((last or since >= ANNOUNCE_MS) and saying != channel.said) and since < self._lease_ms // HEARTBEATS:
+        unknown = self._passes_on and (channel.introduced_ms is None or since > self._lease_ms)
+        news = saying != channel.said and (last or since >= ANNOUNCE_MS)
+        if not (unknown or news or since >= self._lease_ms // HEARTBEATS):
             return []
         channel.said, channel.said_ms = saying, self._now_ms
+        if unknown:
+            channel.introduced_ms = self._now_ms
         return [protocol.Announce(channel.link, self._digest(channel))]
 
     def _digest(self, channel: Channel) -> protocol.Digest:
@@ -518,13 +555,14 @@ class Replica:
             number=self._number,
             seen=seen.to_wire(),
             whole=seen is summary.seen,
-            checksum=self._checksum(summary),
+            checksum=checksum_bytes(summary),
             places=channel.next_positions(),
             refused=_some(summary.refused),
             voids=_some(summary.voids),
             held=len(summary.held),
             resolver=self._resolver,
-            takes=self._takes,
+            takes=self._takes_now(channel.topic),
+            bridges=list(self._bridges(channel)),
         )
 
     def _voids(self, topic: str) -> list[Effect]:
@@ -532,8 +570,10 @@ class Replica:
         summary = self._summaries[topic]
         for key in [key for key in self._wanted_since if key.topic == topic and key not in summary.wanted]:
             del self._wanted_since[key]
-        ready = [each for (_, of), each in self._channels.items() if of == topic and each.caught_up]
-        if not summary.wanted or not ready:
+        ready = self._joined_channels(topic)
+        if not summary.wanted or not ready or not all(each.caught_up for each in ready):
+            return []
+        if not {each.link for each in ready}.issuperset(self._links):  # it may be in a log that was not reached
             return []
         live = [peer for channel in ready for peer in channel.peers.values() if self.live(peer)]
         lost: list[Key] = []
@@ -556,7 +596,3 @@ def _some(keys: Iterable[Key]) -> list[tuple[str, int]]:
 
 
 __all__ = ["LEASE_MS", "SPREAD_MS", "Replica", "checksum"]
-
-
-def _events(found: Sized, noun: str = "event") -> str:
-    return f"{len(found)} {noun}{'s' * (len(found) != 1)}"

@@ -16,15 +16,17 @@ from synckit_connectors.memory import MemoryConnector, memory_broker
 from synckit_streams.errors import StoreCorrupt, StoreFull, Timeout, Unavailable
 from synckit_streams.model.codec import PAYLOAD_BYTES_MAX
 from synckit_streams.model.event import Draft
+from synckit_streams.ports import telemetry
 from synckit_streams.ports.connector import Bounds, Connector, Delivery, Message
 from synckit_streams.ports.store import EventStore
 from synckit_streams.ports.telemetry import Alarmed, Published, Received
 from synckit_streams.runtime.driver import Driver, World
-from synckit_streams.runtime.link import AHEAD_EVENTS_MAX, COMMIT_BYTES, Link, Session
+from synckit_streams.runtime.link import AHEAD_EVENTS_MAX, COMMIT_BYTES, Link
+from synckit_streams.runtime.meeting import Meeting
 from synckit_streams.runtime.settings import Settings
 from synckit_streams.stores.memory import MemoryStore
 from synckit_streams.stores.sqlite import SqliteStore
-from tests.acceptance.kit import Recorder
+from tests.acceptance.kit import Recorder, eventually
 
 DEADLINE_S = 20.0
 """Nothing here takes that long; whoever waits longer waits for ever."""
@@ -67,16 +69,16 @@ async def make() -> AsyncIterator[Make]:
 
 async def meet(link: Link, **settings: Any) -> None:
     """One session, one meeting."""
-    async with asyncio.timeout(DEADLINE_S), Session(link, **settings) as session:
-        await session.meet()
+    async with asyncio.timeout(DEADLINE_S), Meeting([link], **settings) as meeting:
+        await meeting.meet()
 
 
 async def stay(link: Link, then: Callable[[], Awaitable[None]]) -> None:
     """One session that meets, and is live for an hour after something has happened."""
-    async with asyncio.timeout(DEADLINE_S), Session(link) as session:
-        await session.meet()
+    async with asyncio.timeout(DEADLINE_S), Meeting([link]) as meeting:
+        await meeting.meet()
         await then()
-        await session.live(asyncio.Event(), 3600)
+        await meeting.live(asyncio.Event(), 3600)
 
 
 def drafts(times: int, *, topic: str = "t", payload: bytes = b"{}") -> list[Draft]:
@@ -174,10 +176,12 @@ async def test_a_session_leaves_nothing_running(make: Make, name: str) -> None:
 async def test_many_slow_topics_are_joined_however_long_it_takes(make: Make, name: str) -> None:
     """`timeout_s` is for one operation that makes no progress. Each here is quick, and all together take longer."""
     topics = tuple(f"t{number}" for number in range(12))
-    link, _ = await make(MemoryConnector(f"memory://{name}"), topics=topics)
+    link, recorder = await make(MemoryConnector(f"memory://{name}"), topics=topics)
     memory_broker(name).delay_s = PATIENCE_S / 6
     started = asyncio.get_running_loop().time()
-    async with asyncio.timeout(DEADLINE_S), Session(link, timeout_s=PATIENCE_S):
+    async with asyncio.timeout(DEADLINE_S), Meeting([link], timeout_s=PATIENCE_S):
+        await eventually(lambda: recorder.of(telemetry.Link))
+        assert recorder.of(telemetry.Link)[0].up
         assert asyncio.get_running_loop().time() - started > PATIENCE_S
 
 

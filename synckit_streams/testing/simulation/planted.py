@@ -378,8 +378,8 @@ BUGS = (
             Edit(CHANNEL, "                self.lost = self.lost.union(rest)\n", ""),
             Edit(
                 CHANNEL,
-                "self.unsent = own.minus(self.places.at_or_past(own, {})).minus(self.out)",
-                "self.unsent = own.minus(self.places.at_or_past(own, {})).minus(self.out).minus(self.sent_before)",
+                "self.unsent = due.minus(self.places.at_or_past(due, {})).minus(self.out)",
+                "self.unsent = due.minus(self.places.at_or_past(due, {})).minus(self.out).minus(self.sent_before)",
             ),
         ),
         profile="silent",
@@ -391,7 +391,7 @@ BUGS = (
         (
             Edit(
                 CHANNEL,
-                "self.unsent = own.minus(self.places.at_or_past(own, {})).minus(self.out)",
+                "self.unsent = due.minus(self.places.at_or_past(due, {})).minus(self.out)",
                 "self.unsent = self.unsent.minus(self.out)",
             ),
         ),
@@ -430,7 +430,7 @@ BUGS = (
     Planted(
         "no-void",
         "what nobody holds any more is waited for, for ever",
-        (Edit(REPLICA, "        if not summary.wanted or not ready:\n", "        if True:\n"),),
+        (Edit(REPLICA, "        if not summary.wanted or not ready or", "        if True or"),),
         scene="cause-lost-with-its-disk",
     ),
     Planted(
