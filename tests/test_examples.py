@@ -42,6 +42,12 @@ SAYS = {
         "  o-1 5",
         "  o-2 7",
     ],
+    "05_bridge.py": [
+        "hub took 2, sent 2, complete: True",
+        "shop-north: n-1, s-1",
+        "shop-south: n-1, s-1",
+        "a second meeting sends 0",
+    ],
 }
 
 

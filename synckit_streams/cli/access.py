@@ -151,6 +151,7 @@ async def writing(
     node: str | None,
     topics: Sequence[str] = (),
     connectors: Sequence[str] = (),
+    bridge: bool = False,
     observer: Observer | None = None,
     quiet: bool = False,
 ) -> AsyncIterator[Writer]:
@@ -161,6 +162,7 @@ async def writing(
         node: Its node id; None takes the one that it remembers, and draws one for a new store.
         topics: What the node replicates, if this command is the node.
         connectors: Its brokers. A running node has its own, and these must be among them.
+        bridge: Whether it meets over all of them at once. A running node does, or does not.
         observer: Told of what the node does, if this command is the node.
         quiet: Say nothing about how it goes (with `--json`).
 
@@ -169,8 +171,8 @@ async def writing(
         ConfigError: the running node is another one than was named, or syncs over another broker.
     """
     async with AsyncExitStack() as stack:
-        own = await _take(stack, url, node, topics, connectors, observer, quiet=quiet)
-        yield own if own is not None else await _enter(stack, url, node, connectors, quiet=quiet)
+        own = await _take(stack, url, node, topics, connectors, observer, bridge=bridge, quiet=quiet)
+        yield own if own is not None else await _enter(stack, url, node, connectors, bridge=bridge, quiet=quiet)
 
 
 async def _take(
@@ -181,6 +183,7 @@ async def _take(
     connectors: Sequence[str],
     observer: Observer | None,
     *,
+    bridge: bool,
     quiet: bool,
 ) -> Writer | None:
     """The store as its node; None when another process has it and lets us in.
@@ -194,7 +197,11 @@ async def _take(
         known = (await remembered(url)).node
         node_id = node or known or _draw_node_id()
         try:
-            opened = SyncNode(node_id, store=url, topics=topics, connectors=connectors, observer=observer)
+            # Of too few brokers nothing is said before it is clear whose they are.
+            bridges = bridge and len(connectors) > 1
+            opened = SyncNode(
+                node_id, store=url, topics=topics, connectors=connectors, bridge=bridges, observer=observer
+            )
             await stack.enter_async_context(opened)
         except StoreInUse:
             visitor = await Visitor.knock(path) if path is not None else None
@@ -224,7 +231,7 @@ def _draw_node_id() -> str:
 
 
 async def _enter(
-    stack: AsyncExitStack, url: str, node: str | None, connectors: Sequence[str], *, quiet: bool
+    stack: AsyncExitStack, url: str, node: str | None, connectors: Sequence[str], *, bridge: bool, quiet: bool
 ) -> RunningNode:
     """The node that has the store open, as a visitor."""
     path = file_of(url)
@@ -246,6 +253,11 @@ async def _enter(
                 f"{', '.join(about.connectors) or 'no connector'}, not over {name}",
                 hint="leave --connector out, or close that node first",
             )
+    if bridge and not about.bridge:
+        raise ConfigError(
+            f"the node {about.node!r} (process {about.process}) has the store open, and is no bridge",
+            hint="leave --bridge out, or close that node first",
+        )
     note(
         f"The node [bold]{escape(about.node)}[/bold] (process {about.process}) has the store open, and does it",
         quiet=quiet,

@@ -27,6 +27,7 @@ from synckit_streams.errors import ConfigError, SyncKitError
 from synckit_streams.model.seen import Intervals, count
 from synckit_streams.ports.telemetry import Detail, Link, Published, Received
 from synckit_streams.runtime.result import SyncResult
+from synckit_streams.runtime.settings import check_bridge
 from synckit_streams.runtime.visitor import Visitor
 
 RANGES_SHOWN_MAX = 5
@@ -49,6 +50,10 @@ def sync(
             "--topic", help="What to sync; may be repeated. Without: what the store holds.", show_default=False
         ),
     ] = None,
+    bridge: Annotated[
+        bool,
+        typer.Option("--bridge", help="Meet over all the brokers at once, and pass on what came by one to the others."),
+    ] = False,
     node: NodeName = None,
     watch: Annotated[bool, typer.Option("--watch", help="Stay in sync until Ctrl-C.")] = False,
     interval: Annotated[
@@ -67,6 +72,7 @@ def sync(
     [bold]Examples[/bold]
 
       $ synckit sync --store sqlite:///till.db --connector nats://127.0.0.1:4222
+      $ synckit sync --store sqlite:///hub.db --connector kafka://k:9092 --connector redis://r --bridge --watch
       $ synckit sync --store sqlite:///new.db --node till-8 --connector nats://127.0.0.1:4222 --topic orders --watch
     """
 
@@ -75,11 +81,18 @@ def sync(
         if not await _is_open(store):
             if not connector:
                 raise ConfigError("over which broker?", hint="--connector nats://127.0.0.1:4222")
+            check_bridge(connector, "", bridge)
             if not topics:
                 raise ConfigError("the store is empty: which topics?", hint="--topic NAME, once for each")
         observer = Ticker() if watch and not json else None
         async with writing(
-            store, node=node, topics=topics, connectors=connector or [], observer=observer, quiet=json
+            store,
+            node=node,
+            topics=topics,
+            connectors=connector or [],
+            bridge=bridge,
+            observer=observer,
+            quiet=json,
         ) as writer:
             if watch:
                 await _watch(writer, interval, timeout_s=timeout, json=json)

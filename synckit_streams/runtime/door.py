@@ -149,14 +149,16 @@ class Door:
         node: Does the work. It must hold the store's lock from before `open` until after `close`.
         path: The store's file.
         connectors: Names of the node's connectors, to be told to visitors.
+        bridge: Whether it meets over all of them at once, likewise.
     """
 
-    def __init__(self, node: Host, path: Path, connectors: Sequence[str] = ()) -> None:
+    def __init__(self, node: Host, path: Path, connectors: Sequence[str] = (), *, bridge: bool = False) -> None:
         self.path: Path | None = None
         """Where the socket is; None while there is none."""
         self._node = node
         self._store = path
         self._connectors = tuple(connectors)
+        self._bridge = bridge
         self._server: asyncio.Server | None = None
         self._visits: set[asyncio.Task[Any]] = set()
         self._inode = 0
@@ -248,7 +250,7 @@ class Door:
                 case AskSync(timeout_s):
                     return Answer(synced=Synced.of(await self._node.sync(timeout_s=timeout_s)))
                 case _:
-                    about = About(self._node.node_id, os.getpid(), self._node.topics, self._connectors)
+                    about = About(self._node.node_id, os.getpid(), self._node.topics, self._connectors, self._bridge)
                     return Answer(about=about)
         except SyncKitError as error:
             return Answer(error=Trouble.of(error))
@@ -274,11 +276,11 @@ async def append_counted(node: Host, drafts: Sequence[Draft]) -> Receipt:
     return Receipt(len(stored), len({each.position for each in stored if each.position > before}))
 
 
-async def open_door(node: Host, connectors: Sequence[str]) -> Door | None:
+async def open_door(node: Host, connectors: Sequence[str], *, bridge: bool) -> Door | None:
     """The door of a node whose store is a file; None for any other."""
     path = getattr(node.store, "path", None)
     if not isinstance(path, Path):
         return None
-    door = Door(node, path, connectors)
+    door = Door(node, path, connectors, bridge=bridge)
     await door.open()
     return door

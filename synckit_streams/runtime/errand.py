@@ -90,12 +90,14 @@ class About(msgspec.Struct, frozen=True):
         process: Its process id.
         topics: What it replicates; empty for a local-only node that takes every topic.
         connectors: Names of its connectors: URLs without credentials and options.
+        bridge: Whether it meets over all of them at once.
     """
 
     node: str
     process: int
     topics: tuple[str, ...]
     connectors: tuple[str, ...]
+    bridge: bool = False
 
 
 class Receipt(msgspec.Struct, frozen=True):

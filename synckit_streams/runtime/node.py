@@ -183,8 +183,9 @@ class SyncNode:
         """
         await self._driver.open()
         self._opened = True
+        names = [link.name for link in self._links]
         try:
-            self._door = await open_door(self, [link.name for link in self._links])
+            self._door = await open_door(self, names, bridge=self._driver.settings.bridge)
         except BaseException:
             await self.close()
             raise

@@ -15,18 +15,18 @@ class SyncResult(msgspec.Struct, frozen=True, kw_only=True):
     """What one `sync()` did, and how far the node is from complete.
 
     Args:
-        events_pushed: Events that a broker acknowledged for the first time.
+        events_pushed: Events that a broker acknowledged for the first time; a bridge counts each once a broker.
         events_pulled: Events of other nodes that entered the log.
         conflicts_resolved: Aggregates in which an event from elsewhere met one that it did not know.
         duration_s: From beginning to end.
         complete: A proof, not a hope: every local event is acknowledged, the log was read to its end, every live peer's
-            events are here, and nothing is held or refused.
+            events are here, and nothing is held or refused. Of a bridge: with every one of its connectors.
         missing: For each origin, closed ranges of the numbers that are missing, over all topics. Events that others
             hold and this node lacks, and own events that no connector has acknowledged.
         missing_by_topic: The same, per topic.
         reasons: Why it is not complete, in words.
         errors: What went wrong on the way and did not stop it: connectors that were named before the one over which it
-            was, and could not be used; projections that failed.
+            was, and could not be used, or any of a bridge; projections that failed.
     """
 
     events_pushed: int

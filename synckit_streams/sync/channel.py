@@ -80,6 +80,10 @@ class Channel:
         self.disputed_ms: dict[str, int] = {}
         self.reserve = Seen()
         """What somebody else was to send first, when the present wait began."""
+        self.left_ms = -(10**12)
+        """When the link was last left."""
+        self.bridges: tuple[str, ...] = ()
+        """From which other logs the peers know that something is passed on to this one."""
         self.introduced_ms: int | None = None
         """Since when the peers can know that this node passes on what comes from elsewhere."""
         self.loaded = False

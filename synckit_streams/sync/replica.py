@@ -339,6 +339,7 @@ class Replica:
     def _left(self, given: protocol.Left) -> list[Effect]:
         for channel in self._channels.values():
             if channel.link == given.link:
+                channel.left_ms = self._now_ms if channel.joined else channel.left_ms
                 channel.joined = False
                 channel.stage = Stage.IDLE
                 channel.ground()
@@ -522,7 +523,10 @@ class Replica:
         """The logs from which something is passed on to this one."""
         if not self._passes_on:
             return ()
-        return tuple(each.log for each in self._joined_channels(channel.topic) if each is not channel)
+        # One meeting ends and the next one begins: the others need not take over for that.
+        since_ms = self._now_ms - 2 * self._spread_ms
+        others = [each for (_, of), each in self._channels.items() if of == channel.topic and each is not channel]
+        return tuple(each.log for each in others if each.joined or each.left_ms > since_ms)
 
     def _takes_now(self, topic: str) -> bool:
         """Whether what is lacking here will not come by another link by itself."""
@@ -536,9 +540,12 @@ class Replica:
         last = idle and not channel.told
         channel.told = idle if hurry else channel.told
         unknown = self._passes_on and (channel.introduced_ms is None or since > self._lease_ms)
-        news = saying != channel.said and (last or since >= ANNOUNCE_MS)
+        bridges = self._bridges(channel)
+        # Who passes on what must be known at once; all else may gather for a while.
+        news = bridges != channel.bridges or (saying != channel.said and (last or since >= ANNOUNCE_MS))
         if not (unknown or news or since >= self._lease_ms // HEARTBEATS):
             return []
+        channel.bridges = bridges
         channel.said, channel.said_ms = saying, self._now_ms
         if unknown:
             channel.introduced_ms = self._now_ms

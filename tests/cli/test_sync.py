@@ -58,6 +58,43 @@ def test_of_several_brokers_the_first_that_is_there_is_used(
     assert (again["complete"], again["events_pushed"], len(again["errors"])) == (True, 0, 1)
 
 
+def test_a_bridge_passes_on_what_came_by_one_broker_to_the_other(
+    synckit: Command, tmp_path: Path, write: Write, nats_server: NatsServer, redis_url: str
+) -> None:
+    """And a broker that is not there makes it incomplete, and is named."""
+    topic = f"t{tmp_path.name}"
+    write("a", f"sqlite:///{tmp_path}/a.db", drafts(1, 2, topic=topic))
+    assert synckit("sync", "--store", "sqlite:///a.db", "--connector", nats_server.url).status == 0
+    urls = ("--connector", nats_server.url, "--connector", redis_url, "--bridge", "--topic", topic)
+    done = synckit("sync", "--store", "sqlite:///hub.db", "--node", "hub", *urls, "--json")
+    assert (done.status, done.json["complete"], done.json["events_pulled"], done.json["events_pushed"]) == (
+        0,
+        True,
+        2,
+        2,
+    )
+    new = ("--node", "b", "--connector", redis_url, "--topic", topic)
+    assert "took 2" in synckit("sync", "--store", "sqlite:///b.db", *new).out
+    again = synckit("sync", "--store", "sqlite:///hub.db", *urls, "--connector", "nats://127.0.0.1:1")
+    assert "not complete yet" in again.out
+    assert "nats://127.0.0.1:1 was not reached" in again.out
+    assert "SK401" in again.err
+
+
+def test_a_bridge_has_two_ends(synckit: Command) -> None:
+    done = synckit("sync", "--store", "sqlite:///a.db", "--connector", "nats://h", "--topic", "t", "--bridge")
+    assert (done.status, "two connectors" in done.err) == (1, True)
+
+
+def test_a_running_node_that_is_no_bridge_says_so(synckit: Command, tmp_path: Path, running: NodeStarter) -> None:
+    options: dict[str, Any] = {"topics": ["orders"], "connectors": [f"memory://{tmp_path.name}-{n}" for n in (1, 2)]}
+    with running("a", store=f"sqlite:///{tmp_path}/a.db", **options):
+        done = synckit("sync", "--store", "sqlite:///a.db", "--bridge", "--json")
+    assert (done.status, "is no bridge" in done.error["message"]) == (1, True)
+    with running("a", store=f"sqlite:///{tmp_path}/a.db", bridge=True, **options):
+        assert synckit("sync", "--store", "sqlite:///a.db", "--bridge", "--json").json["complete"]
+
+
 def test_what_is_missing_is_named(synckit: Command, tmp_path: Path) -> None:
     """The broker withholds two of a peer's three events: the sync succeeds, and is not complete."""
     name = f"sync-missing-{os.getpid()}"

@@ -163,7 +163,7 @@ async def test_a_node_closes_while_visitors_are_there(tmp_path: Path) -> None:
 
 async def test_a_memory_store_has_no_door() -> None:
     async with SyncNode("a", store="memory:") as node:
-        assert await doors.open_door(node, []) is None
+        assert await doors.open_door(node, [], bridge=False) is None
 
 
 async def test_a_path_too_long_for_a_socket_moves_the_door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -135,6 +135,7 @@ def complete(store: str | EventStore, connector: str) -> SyncNode:
         push_only=False,
         pull_only=False,
         group="billing",
+        bridge=False,
         observer=None,
         held_max=100,
         clock_leap_ms_max=60_000,
