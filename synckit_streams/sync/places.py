@@ -17,6 +17,8 @@ from synckit_streams.model.seen import Interval, Intervals, Seen, add_interval, 
 
 RUN_EVENTS_MAX = 8192
 """Of a run whose positions are uneven; an even one has no limit."""
+NOWHERE = range(1)
+"""The position of an event that does not lie where it was thought to."""
 UNEVEN_EVENTS = 64
 """An even run of more is not dissolved into an uneven one."""
 
@@ -172,6 +174,13 @@ class Places:
         pieces.append(run)
         runs[start:stop] = sorted(pieces, key=lambda each: each.first)
 
+    def partition_of(self, origin: str, seq: int) -> int | None:
+        """In which partition an event was read; None if in none."""
+        for run in self._runs.get(origin, ()):
+            if run.first <= seq <= run.last:
+                return run.partition
+        return None
+
     def forget(self, partition: int) -> None:
         """The log of this partition was lost or put back."""
         self._low.pop(partition, None)
@@ -184,8 +193,11 @@ class Places:
                 del self._runs[origin], self._known[origin]
 
     def at_or_past(self, wanted: Seen, positions: Mapping[int, int]) -> Seen:
-        """Which of these events lie in the log at or past a position, given per partition; absent is the beginning."""
-        if all(low >= positions.get(partition, 0) for partition, low in self._low.items()):
+        """Which of these events lie in the log at or past a position, given per partition; absent is the beginning.
+
+        Position 0 is before the first message: what was put there (`NOWHERE`) is not in the log.
+        """
+        if all(low >= positions.get(partition, 1) for partition, low in self._low.items()):
             # Nothing lies below: what is known is the answer, however many runs it is kept in.
             return wanted.minus(wanted.minus(Seen(self._known)))
         found: dict[str, Intervals] = {}
@@ -200,7 +212,7 @@ class Places:
                     if run.first > last:
                         break
                     covered += run.at_or_past(
-                        max(first, run.first), min(last, run.last), positions.get(run.partition, 0)
+                        max(first, run.first), min(last, run.last), positions.get(run.partition, 1)
                     )
             if covered:
                 found[origin] = union(tuple(covered), ())

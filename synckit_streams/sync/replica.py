@@ -21,11 +21,11 @@ from collections.abc import Callable, Iterable, Sequence
 from synckit_streams.model.clock import Key
 from synckit_streams.model.codec import node_of
 from synckit_streams.model.event import Offset
-from synckit_streams.model.exchange import AppendResult, Summary
+from synckit_streams.model.exchange import AppendResult, PlaceRun, Reuse, Summary
 from synckit_streams.model.seen import Seen
 from synckit_streams.sync import protocol
 from synckit_streams.sync.channel import Channel, Peer, Stage, overlap
-from synckit_streams.sync.places import Places
+from synckit_streams.sync.places import NOWHERE, Places
 from synckit_streams.sync.precedence import reserved
 from synckit_streams.sync.protocol import Alarm, AlarmKind, Effect, Standing
 from synckit_streams.sync.standing import Judge, checksum, checksum_bytes
@@ -201,6 +201,7 @@ class Replica:
                 channel.read(cause.partition, cause.offset.position if cause.offset else 0, result.runs)
                 effects += self._repair(channel)
         effects += self._alarms(result, cause.topic if isinstance(cause, protocol.Received) else "")
+        effects += self._misplaced(result.reused, cause)
         come = self._to_pass_on(result)
         for channel in self._channels.values():
             if channel.topic in come and channel.joined:
@@ -215,6 +216,22 @@ class Replica:
                 channel.find_unsent(self._due(channel.topic))
             effects += self._flow(channel)
         return effects
+
+    def _misplaced(self, reused: Sequence[Reuse], cause: object) -> list[Effect]:
+        """Two events had one key: which of them lies in the other logs under it, we cannot know any more.
+
+        So neither does, as far as is known: the one that keeps the key goes there again.
+        """
+        runs: list[PlaceRun] = []
+        for key, _, _ in reused:
+            for channel in self._channels.values():
+                came = isinstance(cause, protocol.Received) and channel.link == cause.link
+                partition = channel.places.partition_of(key.origin, key.seq)
+                if channel.topic == key.topic and not came and partition is not None:
+                    channel.places.add(key.origin, key.seq, NOWHERE, partition)
+                    reader = protocol.reader_name(channel.link, channel.topic, partition)
+                    runs.append(PlaceRun(reader, key.topic, key.origin, key.seq, NOWHERE))
+        return [protocol.Persist(echoes=runs)] if runs else []
 
     def _to_pass_on(self, result: AppendResult) -> dict[str, Seen]:
         """What a bridge has been brought, per topic."""

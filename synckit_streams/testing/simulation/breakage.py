@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from synckit_streams.testing.simulation.broker import SimBroker
 from synckit_streams.testing.simulation.disk import Disk, Trouble
 from synckit_streams.testing.simulation.machine import Machine
+from synckit_streams.testing.simulation.weather import Net
 
 if TYPE_CHECKING:
     from synckit_streams.testing.simulation.history import Simulation
@@ -80,13 +82,14 @@ class Breakage:
         if self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
         simulation = self._simulation
-        weather = simulation.broker.weather
-        weather.drop = weather.duplicate = weather.reorder = weather.poison = weather.skip = 0.0
-        weather.latency_s = 0.004
+        for broker in simulation.brokers:
+            weather = broker.weather
+            weather.drop = weather.duplicate = weather.reorder = weather.poison = weather.skip = 0.0
+            weather.latency_s = 0.004
         for machine in simulation.machines:
             machine.disk.trouble = None
             machine.disk.full = False
-            machine.net.set(out=True, back=True)
+            _set(machine.nets, out=True, back=True)
         for machine in simulation.machines:
             if not machine.up and not machine.dead:
                 await machine.bury()
@@ -108,6 +111,10 @@ class Breakage:
 
     def _some(self) -> Machine:
         return self._dice.choice([machine for machine in self._simulation.machines if not machine.dead])
+
+    def _broker(self) -> SimBroker:
+        brokers = self._simulation.brokers
+        return brokers[0] if len(brokers) == 1 else self._dice.choice(brokers)
 
     async def _ordinary(self) -> None:
         """What happens on any day: programs end, are killed, and backups are made."""
@@ -149,7 +156,7 @@ class Breakage:
 
     def _weather(self, kind: str, most: float) -> Callable[[], Awaitable[None]]:
         async def strike() -> None:
-            weather, chance = self._simulation.broker.weather, self._dice.uniform(0.05, most)
+            weather, chance = self._broker().weather, self._dice.uniform(0.05, most)
             skip = kind == "drop" and weather.digests and self._dice.random() < 0.3
             name = "skip" if skip else kind
             setattr(weather, name, chance)
@@ -164,7 +171,7 @@ class Breakage:
         return strike
 
     async def _delay(self) -> None:
-        weather = self._simulation.broker.weather
+        weather = self._broker().weather
         weather.latency_s = self._dice.uniform(0.1, 1.5)
         self._hit("delay", f"{weather.latency_s:.1f} s")
 
@@ -183,7 +190,9 @@ class Breakage:
 
     async def _cut(self, fault: str, *, out: bool, back: bool) -> None:
         machine = self._some()
-        machine.net.set(out=out, back=back)
+        # Of a bridge one way or the other, of all others the one that there is.
+        nets = machine.nets if len(machine.nets) == 1 else [self._dice.choice(machine.nets)]
+        _set(nets, out=out, back=back)
         self._hit(fault, f"{machine.name}{'' if out == back else ' hears nothing' if out else ' cannot send'}")
         self._soon(self._heal(machine, self._dice.uniform(0.3, 12.0)))
 
@@ -234,13 +243,13 @@ class Breakage:
 
     async def _rewind(self) -> None:
         back_s = self._dice.uniform(0.3, 12.0)
-        self._simulation.broker.rewind(asyncio.get_running_loop().time() - back_s)
+        self._broker().rewind(asyncio.get_running_loop().time() - back_s)
         self._hit("broker rewind", f"by {back_s:.1f} s")
 
     async def _reset(self) -> None:
         if self._dice.random() < 0.5:
             return
-        self._simulation.broker.reset()
+        self._broker().reset()
         self._hit("broker reset", "all logs are new")
 
     async def _clone(self) -> None:
@@ -253,7 +262,7 @@ class Breakage:
         self._clones += 1
         original.learn()
         name = f"{original.name}{chr(96 + self._clones)}"
-        clone = simulation.add(name, original.node_id, original.disk.copy(name))
+        clone = simulation.add(name, original.node_id, original.disk.copy(name), original.brokers)
         clone.acknowledged = set(original.acknowledged)
         if self._dice.random() < 0.5:
             # A virtual machine, copied while it runs: what it had in its memory, the copy has too.
@@ -280,12 +289,12 @@ class Breakage:
     def _perhaps_alone(self, machine: Machine) -> None:
         """Often a machine writes before it meets anybody from whom it could learn what has become of it."""
         if self._dice.random() < 0.6:
-            machine.net.set(out=False, back=False)
+            _set(machine.nets, out=False, back=False)
             self._soon(self._heal(machine, self._dice.uniform(3.0, 12.0)))
 
     async def _heal(self, machine: Machine, delay_s: float) -> None:
         await asyncio.sleep(delay_s)
-        machine.net.set(out=True, back=True)
+        _set(machine.nets, out=True, back=True)
 
     async def _clock(self) -> None:
         machine = self._some()
@@ -293,7 +302,7 @@ class Breakage:
         self._hit("clock ±1h", f"{machine.name} by {machine.clock.skew_ms / HOUR_MS:+.0f} h")
 
     async def _poison(self) -> None:
-        broker = self._simulation.broker
+        broker = self._broker()
         broker.weather.poison = self._dice.uniform(0.1, 0.5)
         for _ in range(self._dice.randrange(3)):
             broker.junk(self._dice.choice(self._simulation.plan.topics))
@@ -304,3 +313,8 @@ class Breakage:
             broker.weather.poison = 0.0
 
         self._soon(end())
+
+
+def _set(nets: Sequence[Net], *, out: bool, back: bool) -> None:
+    for net in nets:
+        net.set(out=out, back=back)

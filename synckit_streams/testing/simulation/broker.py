@@ -57,9 +57,11 @@ class SimBroker:
         dice: Its own.
         partitions: Of every topic.
         note: The timeline.
+        url: Of its own, if there are several.
     """
 
-    def __init__(self, dice: Random, partitions: int, note: Note) -> None:
+    def __init__(self, dice: Random, partitions: int, note: Note, url: str = URL) -> None:
+        self.url = url
         self.dice = dice
         self.partitions = partitions
         self.weather = Weather()
@@ -201,9 +203,8 @@ class SimConnector(WithoutGroups, WithoutTimes):
         dice: Its own.
     """
 
-    url = URL
-
     def __init__(self, broker: SimBroker, net: Net, life: Life, dice: Random) -> None:
+        self.url = broker.url
         self._broker = broker
         self._net = net
         self._life = life

@@ -101,7 +101,7 @@ async def examine(simulation: Simulation, *, agreed: bool, republished: int) -> 
     for torn in simulation.book.torn if simulation.keys_unique else ():
         wrong("phantom", f"a part of what is written together: {torn}")
     outcome.events = simulation.book.writes
-    outcome.published = sum(simulation.broker.published.values())
+    outcome.published = simulation.published
     found: list[Found] = []
     for machine in simulation.machines:
         if machine.dead:
@@ -129,12 +129,13 @@ async def examine(simulation: Simulation, *, agreed: bool, republished: int) -> 
     # What one clone wrote, the other one takes for its own; if its reader was not given that message, it finds out when
     # it joins the next time, and publishes it once more.
     clones = any(machine.name != machine.node_id for machine in simulation.machines)
-    excused = simulation.broker.skipped if clones else 0
+    excused = sum(broker.skipped for broker in simulation.brokers) if clones else 0
     if republished > excused and agreed:
         outcome.reasons.append(f"traffic: {republished} messages were published after all had agreed")
     spared = 20 if simulation.plan.faults else 0
-    if outcome.events and outcome.published > profile.publishes_max * outcome.events + spared:
-        per_write = outcome.published / outcome.events
+    brokers = len(simulation.brokers)
+    if outcome.events and outcome.published > brokers * (profile.publishes_max * outcome.events + spared):
+        per_write = outcome.published / outcome.events / brokers
         outcome.reasons.append(f"traffic: {per_write:.1f} publishes per write, {profile.publishes_max} are allowed")
 
 

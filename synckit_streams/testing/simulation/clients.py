@@ -87,7 +87,7 @@ class Client:
             # Not on a clone: of two machines with one name, one could not tell which wrote what.
             if elsewhere and (self._dice.random() < 0.5 or machine.node_id in {name.rstrip("ab") for name in writers}):
                 continue
-            if wanted[0][0].topic not in machine.topics:
+            if wanted[0][0].topic not in machine.setup.topics:
                 continue
             self._in_doubt.remove(wanted)
             return wanted
@@ -118,7 +118,7 @@ class Client:
         return [stored async for stored in node.log()]
 
     def _somewhere(self) -> tuple[str, str]:
-        return self._dice.choice(self._machine.topics), f"a{self._dice.randrange(self._aggregates)}"
+        return self._dice.choice(self._machine.setup.topics), f"a{self._dice.randrange(self._aggregates)}"
 
     def _draft(
         self,

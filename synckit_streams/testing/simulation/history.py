@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from synckit_streams.errors import SyncKitError
 from synckit_streams.testing.simulation import checks
 from synckit_streams.testing.simulation.book import Book
 from synckit_streams.testing.simulation.breakage import Breakage
-from synckit_streams.testing.simulation.broker import SimBroker
+from synckit_streams.testing.simulation.broker import URL, SimBroker
 from synckit_streams.testing.simulation.clients import Client, Wanted
 from synckit_streams.testing.simulation.disk import Disk, InMemory, OnFile
 from synckit_streams.testing.simulation.loop import Deadlock, VirtualLoop, run_virtually
@@ -85,7 +85,7 @@ class Simulation:
         self.machines: list[Machine] = []
         self.clients: list[Client] = []
         self._in_doubt: list[Wanted] = []
-        self.broker: SimBroker
+        self.brokers: list[SimBroker] = []
         self.setup: Setup
         self.until_s = 0.0
         """When the users stop writing."""
@@ -98,6 +98,20 @@ class Simulation:
         self._loop: VirtualLoop
         self._dice = Random(f"{seed} {self.plan.profile.name}")
         self._folder: Path | None = None
+
+    @property
+    def broker(self) -> SimBroker:
+        """The first one, and nearly always the only one."""
+        return self.brokers[0]
+
+    @property
+    def published(self) -> int:
+        """Messages that have reached the brokers."""
+        return sum(sum(broker.published.values()) for broker in self.brokers)
+
+    @property
+    def _late(self) -> bool:
+        return any(broker.late for broker in self.brokers)
 
     def run(self) -> Outcome:
         """Play it."""
@@ -134,27 +148,31 @@ class Simulation:
         self.note("----", "the faults stop")
         await breakage.stop()
         self.outcome.faults = breakage.struck
-        self.outcome.faults.update(self.broker.struck)
+        for broker in self.brokers:
+            self.outcome.faults.update(broker.struck)
         agreed = await (self._settle() if profile.auto_sync else self._rotate())
         if agreed and profile.auto_sync:
             # Whoever caught up last says so within a second; till then somebody may still repair what he lacked.
             await asyncio.sleep(HEARD_S)
-        before = sum(self.broker.published.values())
+        before = self.published
         if agreed:
             self.note("----", "all agree")
             await self._stay_calm()
-        after = sum(self.broker.published.values())
+        after = self.published
         self.settled()
         await checks.examine(self, agreed=agreed, republished=after - before)
 
     def _build(self) -> None:
         plan, dice = self.plan, self._dice
-        self.broker = SimBroker(Random(dice.getrandbits(64)), plan.partitions, self.note)
-        self.broker.weather.digests = plan.profile.digests
+        for number in range(2 if plan.bridges else 1):
+            url = f"{URL}-{number}" if number else URL
+            broker = SimBroker(Random(dice.getrandbits(64)), plan.partitions, self.note, url)
+            broker.weather.digests = plan.profile.digests
+            self.brokers.append(broker)
         self.setup = Setup(
             topics=plan.topics,
             resolver=plan.resolver,
-            broker=self.broker,
+            brokers=self.brokers,
             book=self.book,
             note=self.note,
             auto_sync=plan.profile.auto_sync,
@@ -165,7 +183,8 @@ class Simulation:
             packing=plan.packing,
         )
         for number in range(1, plan.nodes + 1):
-            self.add(f"n{number}", f"n{number}", self._disk(f"n{number}"))
+            at = (0, 1) if number <= plan.bridges else (number % len(self.brokers),)
+            self.add(f"n{number}", f"n{number}", self._disk(f"n{number}"), at)
 
     def _disk(self, name: str) -> Disk:
         if not self.plan.sqlite:
@@ -175,13 +194,14 @@ class Simulation:
             self._folder = Path(tempfile.mkdtemp(prefix="synckit-", dir=ram if ram.is_dir() else None))
         return OnFile(name, self._folder)
 
-    def add(self, name: str, node_id: str, disk: Disk) -> Machine:
+    def add(self, name: str, node_id: str, disk: Disk, brokers: Sequence[int] = (0,)) -> Machine:
         """One more machine, and its users."""
         plan, dice = self.plan, self._dice
         machine = Machine(
-            name, node_id, disk, self.setup, Random(dice.getrandbits(64)), Clock(plan.clock_step_ms), plan.topics
+            name, node_id, disk, self.setup, Random(dice.getrandbits(64)), Clock(plan.clock_step_ms), brokers
         )
-        machine.net.rate = plan.profile.rate
+        for net in machine.nets:
+            net.rate = plan.profile.rate
         self.machines.append(machine)
         nonsense = 0.1 if "poison" in plan.faults else 0.0
         users = Random(dice.getrandbits(64))
@@ -257,8 +277,8 @@ class Simulation:
     # --- settling ----------------------------------------------------------------------------------------------------
 
     async def broker_still(self) -> None:
-        """Wait until the broker holds nothing back any more."""
-        while self.broker.late:  # noqa: ASYNC110 - virtual time costs nothing
+        """Wait until no broker holds anything back any more."""
+        while self._late:  # noqa: ASYNC110 - virtual time costs nothing
             await asyncio.sleep(0.5)
 
     async def _settle(self) -> bool:
@@ -269,7 +289,7 @@ class Simulation:
             for machine in self.machines:
                 await machine.start()
             await asyncio.sleep(LOOK_S)
-            if not self.broker.late and await checks.agree(self):
+            if not self._late and await checks.agree(self):
                 self.outcome.settled_s = loop.time() - started_s
                 return True
         return False

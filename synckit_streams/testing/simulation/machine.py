@@ -54,7 +54,7 @@ class Setup:
         *,
         topics: Sequence[str],
         resolver: Callable[[], ConflictResolver],
-        broker: SimBroker,
+        brokers: Sequence[SimBroker],
         book: Book,
         note: Note,
         auto_sync: bool,
@@ -66,7 +66,7 @@ class Setup:
     ) -> None:
         self.topics = tuple(topics)
         self.resolver = resolver
-        self.broker = broker
+        self.brokers = tuple(brokers)
         self.book = book
         self.note = note
         self.auto_sync = auto_sync
@@ -87,11 +87,11 @@ class Machine:
         setup: Of the simulation.
         dice: Its own.
         clock: Its own.
-        topics: Which topics it replicates.
+        brokers: At which of the setup's brokers it is; at several it is a bridge.
     """
 
     def __init__(
-        self, name: str, node_id: str, disk: Disk, setup: Setup, dice: Random, clock: Clock, topics: Sequence[str]
+        self, name: str, node_id: str, disk: Disk, setup: Setup, dice: Random, clock: Clock, brokers: Sequence[int]
     ) -> None:
         self.name = name
         self.node_id = node_id
@@ -99,8 +99,9 @@ class Machine:
         self.setup = setup
         self.dice = dice
         self.clock = clock
-        self.topics = tuple(topics)
-        self.net = Net()
+        self.brokers = tuple(brokers)
+        self.nets = [Net() for _ in brokers]
+        """Its ways to them."""
         self.origins: set[str] = set()
         """Under which this machine has written."""
         self.acknowledged: set[str] = set()
@@ -182,8 +183,12 @@ class Machine:
             node = SyncNode(
                 self.node_id,
                 store=cast(EventStore, self._store),
-                connectors=[SimConnector(setup.broker, self.net, life, dice)],
-                topics=self.topics,
+                connectors=[
+                    SimConnector(setup.brokers[number], net, life, dice)
+                    for number, net in zip(self.brokers, self.nets, strict=True)
+                ],
+                bridge=len(self.brokers) > 1,
+                topics=setup.topics,
                 resolver=setup.resolver(),
                 projections=projections,
                 packing=setup.packing,

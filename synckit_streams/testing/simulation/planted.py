@@ -452,6 +452,51 @@ BUGS = (
         profile="silent",
         sooner=4,
     ),
+    Planted(
+        "bridge-sends-back",
+        "what came by a broker is sent there again",
+        (
+            Edit(
+                CHANNEL,
+                "        fresh = due.minus(self.places.at_or_past(due, {})).minus(self.out)\n",
+                "        fresh = due.minus(self.out)\n",
+            ),
+        ),
+        profile="bridge",
+        seeds=1,
+    ),
+    Planted(
+        "bridge-forgets-what-it-sent",
+        "each time a bridge comes to a broker, all that it has is unsent there",
+        (
+            Edit(
+                REPLICA,
+                "        channel.find_unsent(self._due(given.topic))\n        if offsets:\n",
+                "        channel.unsent = self._due(given.topic)\n        if offsets:\n",
+            ),
+        ),
+        profile="bridge",
+        seeds=1,
+    ),
+    Planted(
+        "bridge-passes-on-only-what-comes",
+        "what a bridge took in while a broker was away does not go there later",
+        (Edit(REPLICA, "        return seen if self._passes_on else", "        return"),),
+        profile="bridges",
+    ),
+    Planted(
+        "every-bridge-first",
+        "of several bridges side by side each sends at once",
+        (Edit(REPLICA, "        return self._reserved(channel, foreign)\n", "        return Seen()\n"),),
+        profile="bridge",
+    ),
+    Planted(
+        "place-of-the-other-variant",
+        "where an event lay that lost its key, the one that has the key now is taken to lie",
+        (Edit(REPLICA, "        effects += self._misplaced(result.reused, cause)\n", ""),),
+        profile="bridges",
+        sooner=3,
+    ),
 )
 
 BY_NAME = {bug.name: bug for bug in BUGS}

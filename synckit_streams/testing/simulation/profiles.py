@@ -51,7 +51,8 @@ class Profile:
         digests: Whether the nodes hear each other's digests.
         auto_sync: Whether nodes stay connected by themselves; else they sync one after another, never two at a time.
         rate: Messages a second that a reader takes; 0 is without a limit.
-        publishes_max: Most messages that may reach the broker for each event written.
+        publishes_max: Most messages that may reach a broker for each event written.
+        bridges: Least and most nodes that are at both of two brokers; the others are at one each. (0, 0) is one broker.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Profile:
     auto_sync: bool = True
     rate: float = 0.0
     publishes_max: float = 16.0
+    bridges: tuple[int, int] = (0, 0)
 
 
 QUIET = Profile("quiet", "nothing breaks: each event is published once, and hardly ever twice", publishes_max=1.15)
@@ -91,14 +93,30 @@ OVERLOAD = Profile(
     publishes_max=1.15,
 )
 
-PROFILES = {each.name: each for each in (QUIET, FAULTY, SILENT, ROTATION, OVERLOAD)}
+BRIDGE = Profile(
+    "bridge",
+    "two brokers, and up to three bridges side by side between them; nothing breaks",
+    nodes=(4, 6),
+    publishes_max=1.15,
+    bridges=(1, 3),
+)
+BRIDGES = Profile(
+    "bridges",
+    "two brokers and bridges between them, everything that can break does, and nobody hears a digest",
+    faults=FAULTS,
+    nodes=(4, 6),
+    digests=False,
+    bridges=(1, 3),
+)
+
+PROFILES = {each.name: each for each in (QUIET, FAULTY, SILENT, ROTATION, OVERLOAD, BRIDGE, BRIDGES)}
 
 _ROUND = (
-    "quiet", "faults", "silent", "rotation", "overload", "faults", "silent", "faults", "rotation", "faults",
-    "silent", "faults", "quiet", "faults", "silent", "faults", "rotation", "faults", "silent", "faults",
+    "quiet", "faults", "silent", "rotation", "overload", "bridge", "bridges", "faults", "rotation", "faults",
+    "silent", "faults", "quiet", "faults", "silent", "faults", "rotation", "faults", "silent", "bridges",
     "silent", "faults", "quiet", "faults",
 )  # fmt: skip
-"""Every profile is among the first five; the later ones look for what is rare."""
+"""Every profile is among the first seven; the later ones look for what is rare."""
 
 
 def profile_of(seed: int) -> Profile:
@@ -138,6 +156,7 @@ class Plan:
     clock_leap_ms_max: int
     faults: tuple[str, ...]
     write_s: float
+    bridges: int = 0
 
 
 def plan_of(seed: int, profile: Profile) -> Plan:
@@ -149,6 +168,8 @@ def plan_of(seed: int, profile: Profile) -> Plan:
         # What was on a disk that is put back, and in a log that is put back, is elsewhere: only digests bring it home.
         faults = tuple(fault for fault in faults if fault not in LOG_FAULTS)
     quiet = not faults
+    # Of its own dice: what the other profiles draw does not hang on it.
+    bridges = Random(f"bridges {seed}").randint(*profile.bridges)
     return Plan(
         seed=seed,
         profile=profile,
@@ -165,6 +186,7 @@ def plan_of(seed: int, profile: Profile) -> Plan:
         faults=faults,
         # Drawn last. Short histories end in the middle of things, and there can be more of them.
         write_s=profile.write_s * (dice.choice((0.4, 0.7, 1.0)) if profile.faults and profile.auto_sync else 1.0),
+        bridges=bridges,
     )
 
 
