@@ -38,7 +38,7 @@ def test_people_get_a_sentence(synckit: Command) -> None:
 def test_a_few_seeds_over_two_processes_play_every_profile(synckit: Command) -> None:
     done = synckit("simulate", "--seeds", 2, "--first-seed", 2, "--jobs", 2)
     assert done.status == 0
-    assert done.out.startswith("5 histories, ")
+    assert done.out.startswith("7 histories, ")
 
 
 def test_one_seed_is_shown_as_a_timeline(synckit: Command) -> None:
