@@ -29,7 +29,7 @@ INTERNAL = {
     "stores.tail.PAIRS_UNSORTED_MAX": "how the index by aggregate is filled",
     "memory.GOOD_NAMES_MAX": "a cache of names",
     "nats_jetstream.GOOD_NAMES_MAX": "a cache of names",
-    "nats_wire.HEARTBEAT_S_MAX": "an option's, in docs/how-to/nats.md",
+    "nats_options.HEARTBEAT_S_MAX": "an option's, in docs/how-to/nats.md",
     "runtime.membership.MARKS_MAX": "what a member remembers of its own commits",
     "cli.syncing.RANGES_SHOWN_MAX": "what a command shows",
     "cli.importing.BAD_SHOWN_MAX": "what a command shows",
