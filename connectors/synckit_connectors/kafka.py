@@ -33,7 +33,7 @@ from synckit_connectors.kafka_wire import (
     translate,
 )
 from synckit_streams.errors import ConnectorError, Rejected, TooLarge, Unavailable
-from synckit_streams.ports.absent import WithoutGroups, WithoutTimes
+from synckit_streams.ports.absent import WithoutGroups, WithoutTimes, WithoutTrimming
 from synckit_streams.ports.connector import Announced, Bounds, Delivery, Features, Message
 from synckit_streams.ports.reading import Reading, end_all, stop
 
@@ -69,7 +69,7 @@ TOPIC_EXISTS = 36
 T = TypeVar("T")
 
 
-class KafkaConnector(WithoutGroups, WithoutTimes):
+class KafkaConnector(WithoutGroups, WithoutTimes, WithoutTrimming):
     """See the module's text, and the port `Connector`.
 
     Args:

@@ -116,6 +116,7 @@ class MemoryConnector:
             times=True,
             groups=True,
             taps=True,
+            trims=True,
             delay=True,
             bytes_max=self.bytes_max,
             partitions=partitions,
@@ -219,6 +220,15 @@ class MemoryConnector:
         broker = await self._enter()
         with broker.up():
             return {number: each.before(at_ms) for number, each in enumerate(broker.topic(topic).partitions)}
+
+    async def trim(self, topic: str, *, below: Mapping[int, int]) -> None:
+        """See `Connector.trim`."""
+        broker = await self._enter()
+        with broker.up():
+            for number, position in below.items():
+                groups = broker.topic(topic).groups.values()
+                done = [each.progress().acknowledged[number] for each in groups]
+                broker.trim(topic, max(min([position, *(each + 1 for each in done)]), 0), partition=number)
 
     async def announce(self, topic: str, node: str, body: bytes) -> None:
         """See `Connector.announce`."""

@@ -38,6 +38,7 @@ from synckit_connectors.nats_readers import DigestReader, LogReader
 from synckit_connectors.nats_wire import require_nats
 from synckit_streams.errors import Rejected, TooLarge
 from synckit_streams.ports import connector as port
+from synckit_streams.ports.absent import WithoutTrimming
 from synckit_streams.ports.connector import (
     ID_CHARS_MAX,
     Announced,
@@ -54,7 +55,7 @@ _HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _STREAM_NAME = re.compile(r"[^\s.*>/\\\x00-\x1f\x7f]{1,255}")
 
 
-class NatsConnector:
+class NatsConnector(WithoutTrimming):
     """A connector to NATS JetStream.
 
     Args:

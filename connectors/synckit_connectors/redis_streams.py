@@ -18,6 +18,7 @@ from synckit_connectors.redis_line import Line
 from synckit_connectors.redis_member import PROGRESS, Member, Source
 from synckit_connectors.redis_readers import Listener, LogReader
 from synckit_connectors.redis_tap import Tapped
+from synckit_connectors.redis_trimming import Trimming
 from synckit_connectors.redis_wire import (
     ANNOUNCE,
     BYTES_MAX,
@@ -59,11 +60,12 @@ class RedisConnector(WithoutTimes):
         self.address, self.options = read_url(url, options)
         self.url = str(self.address)
         self._line = Line(self.address, self.options)
+        self._trimming = Trimming(self._line)
 
     @property
     def features(self) -> Features:
         """Durable if the server writes to the disk before it answers, and shows that it does."""
-        return Features(durable=self._line.durable, groups=True, taps=True, bytes_max=BYTES_MAX)
+        return Features(durable=self._line.durable, groups=True, taps=True, trims=True, bytes_max=BYTES_MAX)
 
     async def open(self) -> None:
         """See `Connector.open`."""
@@ -99,6 +101,8 @@ class RedisConnector(WithoutTimes):
                 count += 1
             last = max(last, await self._add(topic, entries[at : at + count]))
             at += count
+        if entries and self.options.max_length:
+            await self._trimming.alarm(topic)
         return {0: last} if entries else {}
 
     async def _add(self, topic: str, entries: Sequence[list[bytes]]) -> int:
@@ -126,6 +130,12 @@ class RedisConnector(WithoutTimes):
             if left:
                 await self._line.look(topic)
         return last
+
+    async def trim(self, topic: str, *, below: Mapping[int, int]) -> None:
+        """See `Connector.trim`."""
+        self._line.check_open()
+        if 0 in below:
+            await self._trimming.trim(topic, below[0])
 
     @asynccontextmanager
     async def receive(

@@ -32,6 +32,17 @@ class WithoutGroups:
         return FeatureUnsupported(f"{type(self).__name__} has no groups", hint="read as a replica: without a group")
 
 
+class WithoutTrimming:
+    """`trim` of a connector whose `features.trims` is False."""
+
+    async def trim(self, topic: str, *, below: Mapping[int, int]) -> None:
+        """Raises FeatureUnsupported."""
+        raise FeatureUnsupported(
+            f"{type(self).__name__} does not trim a log by what everybody has",
+            hint="let the broker's own retention do it",
+        )
+
+
 class WithoutTimes:
     """`find` of a connector whose `features.times` is False."""
 

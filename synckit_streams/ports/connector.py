@@ -33,6 +33,7 @@ class Features(msgspec.Struct, frozen=True, kw_only=True):
         times: `find` knows where the messages of a time begin.
         groups: `join` divides the messages over a group's members, and redelivers.
         taps: `tap` does so with somebody else's messages.
+        trims: `trim` takes away what everybody has.
         dedup: The broker drops a second message with the same id within a window.
         delay: The delay of a `nack` is kept by the broker, so that it outlives the member.
         bytes_max: Largest message, headers included: each counts its name, its value and 4 bytes.
@@ -45,6 +46,7 @@ class Features(msgspec.Struct, frozen=True, kw_only=True):
     times: bool = False
     groups: bool = False
     taps: bool = False
+    trims: bool = False
     dedup: bool = False
     delay: bool = False
     bytes_max: int = 1024 * 1024
@@ -299,6 +301,21 @@ class Connector(Protocol):
 
         Raises:
             FeatureUnsupported: `features.times` is False.
+        """
+
+    async def trim(self, topic: str, *, below: Mapping[int, int]) -> None:
+        """Take away the messages below these positions, as far as no group has still to acknowledge them.
+
+        Groups say by themselves how far they are, replicas do not: so a position is the least that one of them has
+        still to read. What is taken away is like what retention takes: readers pass over it, and no position comes
+        again.
+
+        Args:
+            topic: Whose log.
+            below: Per partition, the first position that stays. Nothing happens to a partition that is left out.
+
+        Raises:
+            FeatureUnsupported: `features.trims` is False.
         """
 
     async def announce(self, topic: str, node: str, body: bytes) -> None:

@@ -16,7 +16,15 @@ import redis.asyncio
 
 from synckit_connectors import redis_line
 from synckit_connectors.redis_streams import RedisConnector
-from synckit_streams.errors import ConfigError, Rejected, SyncKitError, TooLarge, Unauthorised, Unavailable
+from synckit_streams.errors import (
+    ConfigError,
+    ConnectorError,
+    Rejected,
+    SyncKitError,
+    TooLarge,
+    Unauthorised,
+    Unavailable,
+)
 from synckit_streams.ports.connector import Announced, Message, behind
 from synckit_streams.testing.brokers import RedisServer
 from synckit_streams.testing.connector_contract import (
@@ -256,7 +264,7 @@ async def test_a_server_that_lacks_replicas_is_unavailable(redis_server: RedisSe
 async def test_the_rights_that_the_guide_names_are_enough(redis_server: RedisServer) -> None:
     """Not even the configuration may be looked at: then the server is not known to be durable."""
     commands = "xadd xrange xread xinfo xgroup eval publish subscribe hset hdel hgetall get set exists info ping time"
-    groups = "xreadgroup xack xclaim xautoclaim xpending client|id client|unblock"
+    groups = "xtrim xreadgroup xack xclaim xautoclaim xpending client|id client|unblock"
     allowed = [f"+{each}" for each in f"{commands} {groups}".split()]
     await plain(
         redis_server.url,
@@ -288,6 +296,7 @@ async def test_the_rights_that_the_guide_names_are_enough(redis_server: RedisSer
         with pytest.raises(StopAsyncIteration):
             await waiting
         assert not (await connector.progress("orders", group=f"{may}")).lag
+        await connector.trim("orders", below={0: 2})
         # Who may not wake itself leaves a little later.
         await plain(redis_server.url, lambda client: client.acl_setuser("till", enabled=True, commands=["-client|id"]))
     await connector.close()
@@ -442,6 +451,61 @@ async def test_max_length_cuts_the_oldest(redis_url: str) -> None:
     assert bounds.end == 1001
     assert 1 < bounds.first <= 901
     await connector.close()
+
+
+async def test_a_cap_that_takes_what_somebody_needs_says_so(redis_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A group that has not acknowledged it, or replicas, as far as they said where they are; once a minute."""
+    connector = RedisConnector(redis_url, max_length=100)
+    await connector.open()
+    async with connector.join("alarmed", group="slow", start={}, batch_max=10) as member:
+        await connector.send("alarmed", messages(500))
+        (warning,) = caplog.messages
+        assert "max_length=100" in warning
+        assert "group 'slow'" in warning
+        assert "replica" not in warning
+        first = (await connector.bounds("alarmed"))[0].first
+        assert f"{first - 1} messages" in warning
+        await connector.send("alarmed", messages(500))
+        assert len(caplog.messages) == 1
+        await anext(member)
+    caplog.clear()
+    await connector.send("calm", messages(500))
+    await connector.trim("calm", below={0: 480})
+    await connector.send("calm", messages(50))
+    assert caplog.messages == []
+    await connector.send("calm", messages(500))
+    (warning,) = caplog.messages
+    assert "some replica" in warning
+    await connector.close()
+
+
+async def test_trimming_looks_at_every_group(redis_url: str) -> None:
+    """Also at one that somebody else has made, and at one that nobody has joined for long; a log is never made."""
+    connector = RedisConnector(redis_url)
+    await connector.open()
+    await connector.trim("nothing", below={0: 5})
+    assert not await plain(redis_url, lambda client: client.exists("sk:{nothing}"))
+    await connector.send("watched", messages(20))
+
+    async def first() -> int:
+        await connector.trim("watched", below={0: 21})
+        return (await connector.bounds("watched"))[0].first
+
+    for group, at in (("audit", "0-3"), ("later", "$"), ("elsewhere", "5-0")):
+        await plain(redis_url, partial(_make_group, "sk:{watched}", group, at))
+    assert await first() == 4
+    await plain(redis_url, lambda client: client.xreadgroup("audit", "me", {"sk:{watched}": ">"}, count=5))
+    await plain(redis_url, lambda client: client.xack("sk:{watched}", "audit", "0-4", "0-5", "0-7"))
+    assert await first() == 6
+    await plain(redis_url, lambda client: client.xgroup_destroy("sk:{watched}", "audit"))
+    assert await first() == 21
+    await connector.close()
+    with pytest.raises(ConnectorError):
+        await connector.trim("watched", below={0: 1})
+
+
+async def _make_group(key: str, group: str, at: str, client: redis.asyncio.Redis) -> None:
+    await client.xgroup_create(key, group, at)
 
 
 async def test_a_digest_that_is_too_large_is_refused(redis_url: str) -> None:

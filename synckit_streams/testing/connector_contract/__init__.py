@@ -34,9 +34,10 @@ from synckit_streams.testing.connector_contract.kit import (
 )
 from synckit_streams.testing.connector_contract.living import Living
 from synckit_streams.testing.connector_contract.places import Places
+from synckit_streams.testing.connector_contract.trimming import Trimming
 
 __all__ = ["ConnectorContract", "Factory", "Foreign", "bodies", "heard", "message", "messages", "opened", "read"]
 
 
-class ConnectorContract(Carrying, Places, Living, Groups, Digests):
+class ConnectorContract(Carrying, Places, Living, Groups, Trimming, Digests):
     """The promises of `synckit_streams.ports.connector`. See the module for how to use it."""

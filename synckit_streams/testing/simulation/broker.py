@@ -17,7 +17,7 @@ from typing import NamedTuple
 from zlib import crc32
 
 from synckit_streams.errors import Timeout, Unavailable
-from synckit_streams.ports.absent import WithoutGroups, WithoutTimes
+from synckit_streams.ports.absent import WithoutGroups, WithoutTimes, WithoutTrimming
 from synckit_streams.ports.connector import Announced, Bounds, Delivery, Features, Message
 from synckit_streams.testing.simulation.disk import Dead
 from synckit_streams.testing.simulation.loop import Life
@@ -193,7 +193,7 @@ class SimBroker:
             listener.tell(Announced(node, body, 0.0))
 
 
-class SimConnector(WithoutGroups, WithoutTimes):
+class SimConnector(WithoutGroups, WithoutTimes, WithoutTrimming):
     """A connector to the simulated broker; see `synckit_streams.ports.connector.Connector`.
 
     Args:
