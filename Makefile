@@ -12,10 +12,10 @@ WORKERS ?= 2
 SEEDS ?= 300
 
 .DEFAULT_GOAL := help
-.PHONY: help setup kafka demo check format test unit simulate planted test-faults test-slow test-long coverage bench clean
+.PHONY: help setup kafka demo check format test unit simulate planted test-faults test-containers test-slow test-long coverage bench clean
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 $(VENV)/.python:
 	@test -n "$(PYTHON)" || { echo "synckit-streams needs Python 3.11 or later: make PYTHON=/path/to/python3" >&2; exit 1; }
@@ -64,7 +64,7 @@ format: $(VENV)/.dev ## rewrite the code as `make check` wants it
 test: simulate planted unit ## what a contributor must see pass (8 minutes on 2 cores)
 
 unit: $(VENV)/.dev $(VENV)/.kafka ## the tests without the slow ones, the faults and the simulator's runs
-	$(PYTEST) -n $(WORKERS) -m "not slow and not faults"
+	$(PYTEST) -n $(WORKERS) -m "not slow and not faults and not containers"
 
 simulate: $(VENV)/.dev ## SEEDS simulated histories with every fault
 	$(BIN)/synckit simulate --seeds $(SEEDS) --json
@@ -75,17 +75,21 @@ planted: $(VENV)/.dev ## does the simulator see the bugs that are planted?
 test-faults: $(VENV)/.dev $(VENV)/.kafka ## real servers and connections broken under load; SYNCKIT_TEST_LONG=1 goes on for long
 	$(PYTEST) -n $(WORKERS) -m "faults and not slow"
 
+# Needs a Docker engine, or root and the Debian package docker.io (or its like): the engine is then started, and stopped.
+test-containers: $(VENV)/.dev ## servers in containers, from a Docker engine; no registry is needed
+	SYNCKIT_TEST_REQUIRE=all $(PYTEST) -m containers --timeout 300
+
 test-slow: $(VENV)/.dev $(VENV)/.kafka ## the slow suites, bounded: kill -9, servers put back, installs
 	$(PYTEST) -n $(WORKERS) -m slow --timeout 600
 
 test-long: $(VENV)/.dev $(VENV)/.kafka ## the slow suites and the simulator for as long as it takes
 	$(BIN)/synckit simulate --seeds 10000
-	SYNCKIT_TEST_LONG=1 $(PYTEST) -n $(WORKERS) --timeout 7200
+	SYNCKIT_TEST_LONG=1 $(PYTEST) -n $(WORKERS) -m "not containers" --timeout 7200
 
 coverage: $(VENV)/.dev $(VENV)/.kafka ## line and branch coverage of the tests
 	# Not pytest --cov: our own pytest plugin is imported before pytest-cov starts to measure.
 	$(BIN)/python -m coverage erase
-	$(BIN)/python -m coverage run -m pytest -n $(WORKERS) -m "not slow"
+	$(BIN)/python -m coverage run -m pytest -n $(WORKERS) -m "not slow and not containers"
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
 

@@ -18,7 +18,7 @@ hypothesis.settings.load_profile("long" if LONG else "bounded")
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if {"nats_server", "nats_url"} & set(getattr(item, "fixturenames", ())):
+        if {"nats_server", "nats_url", "own_nats_url"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.nats)
 
 

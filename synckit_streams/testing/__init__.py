@@ -1,7 +1,7 @@
 """For tests, yours and ours: what a store and a connector must do, real servers, and the simulator.
 
 ```python
-from synckit_streams.testing import ConnectorContract, FaultProxy, KafkaServer, NatsServer, RedisServer, StoreContract
+from synckit_streams.testing import ConnectorContract, FaultProxy, NatsServer, StoreContract
 ```
 
 The contract suites need pytest and hypothesis (`pip install 'synckit-streams[test]'`); they are imported only when they
@@ -20,15 +20,25 @@ if TYPE_CHECKING:
     from synckit_streams.testing.connector_contract import ConnectorContract
     from synckit_streams.testing.fault_proxy import FaultProxy
     from synckit_streams.testing.kafka_server import KafkaServer
+    from synckit_streams.testing.postgres_server import PostgresServer
     from synckit_streams.testing.store_contract import StoreContract
 
-__all__ = ["ConnectorContract", "FaultProxy", "KafkaServer", "NatsServer", "RedisServer", "StoreContract"]
+__all__ = [
+    "ConnectorContract",
+    "FaultProxy",
+    "KafkaServer",
+    "NatsServer",
+    "PostgresServer",
+    "RedisServer",
+    "StoreContract",
+]
 
 _MODULES = {
     "ConnectorContract": "connector_contract",
     "FaultProxy": "fault_proxy",
     "KafkaServer": "kafka_server",
     "NatsServer": "brokers",
+    "PostgresServer": "postgres_server",
     "RedisServer": "brokers",
     "StoreContract": "store_contract",
 }

@@ -80,8 +80,8 @@ class NatsServer(Server):
         return [self.binary, "-c", config]
 
     def _ready(self, token: str, port: int) -> bool:
-        info = _info(port)
-        return info.get("server_name") == token and bool(info.get("jetstream"))
+        said = info(port)
+        return said.get("server_name") == token and bool(said.get("jetstream"))
 
     def _config_text(self, name: str, port: int) -> str:
         # json.dumps quotes and escapes as the configuration syntax wants it.
@@ -162,7 +162,7 @@ class RedisServer(Server):
         asks = [["CONFIG", "GET", "pidfile"], ["PING"]]
         if self.password:
             asks.insert(0, ["AUTH", self.password])
-        said = _resp(port, asks)
+        said = resp(port, asks)
         # While it reads its data it answers -LOADING.
         return token.encode() in said and said.endswith(b"+PONG\r\n")
 
@@ -181,7 +181,7 @@ def find_redis() -> Path | None:
     return None
 
 
-def _resp(port: int, asks: Sequence[Sequence[str]]) -> bytes:
+def resp(port: int, asks: Sequence[Sequence[str]], host: str = "127.0.0.1") -> bytes:
     """What a Redis server answers to some commands; b"" when none answers.
 
     Source: https://redis.io/docs/latest/develop/reference/protocol-spec/
@@ -191,7 +191,7 @@ def _resp(port: int, asks: Sequence[Sequence[str]]) -> bytes:
         for ask in [*asks, ["QUIT"]]
     )
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=1.0) as connection:
+        with socket.create_connection((host, port), timeout=1.0) as connection:
             connection.sendall(sent)
             said = b""
             while part := connection.recv(4096):
@@ -201,18 +201,18 @@ def _resp(port: int, asks: Sequence[Sequence[str]]) -> bytes:
     return said.removesuffix(b"+OK\r\n")
 
 
-def _info(port: int) -> dict[str, Any]:
+def info(port: int, host: str = "127.0.0.1") -> dict[str, Any]:
     """What a NATS server says of itself when a client connects; {} when none answers.
 
     Source: https://docs.nats.io/reference/reference-protocols/nats-protocol#info
     """
     try:
         with (
-            socket.create_connection(("127.0.0.1", port), timeout=1.0) as connection,
+            socket.create_connection((host, port), timeout=1.0) as connection,
             connection.makefile("rb") as lines,
         ):
             head, _, body = lines.readline().partition(b" ")
-            info = json.loads(body) if head == b"INFO" else {}
+            said = json.loads(body) if head == b"INFO" else {}
     except (OSError, ValueError):
         return {}
-    return info if isinstance(info, dict) else {}
+    return said if isinstance(said, dict) else {}

@@ -1,25 +1,28 @@
-"""Fixtures with real brokers, for every project that has synckit-streams and pytest installed.
+"""Fixtures with real servers, for every project that has synckit-streams and pytest installed.
 
-- `nats_url`: a NATS server with JetStream for the whole session; use topics of your own. The server that
-  `SYNCKIT_TEST_NATS_URL` names, else one started from a local nats-server.
-- `nats_server`: a `NatsServer` for one test, to be stopped, killed and restarted; always a local one, since nobody
-  wants tests to kill the server they named.
+For each of nats, kafka, redis and postgres:
 
-Without a server the test is skipped, with the reason. `SYNCKIT_TEST_REQUIRE=all` makes that a failure, so that a
-green run on a build machine means that everything ran.
+- `nats_url`: the URL of a server that all tests of the process share; use topics of your own.
+- `own_nats_url`: one of this test's own, unless a server is named.
+- `nats_server`: a `NatsServer` of this test's own, to be stopped, killed and restarted; always a program on this
+  machine, since nobody wants tests to kill the server they named.
+
+A URL is of the server that `SYNCKIT_TEST_NATS_URL` names, of a container, or of a program on this machine: see
+`sources`. Without a server the test is skipped, with the reasons. `SYNCKIT_TEST_REQUIRE=all` makes that a failure, so
+that a green run on a build machine means that everything ran.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
 from synckit_streams.errors import MissingDependency
-from synckit_streams.testing.brokers import NatsServer, RedisServer
-from synckit_streams.testing.kafka_server import KafkaServer
+from synckit_streams.testing.server import Server
+from synckit_streams.testing.sources import KAFKA, NATS, POSTGRES, REDIS, Kind, serving
 
 # The contract suites are imported from here by tests elsewhere; this gives their asserts pytest's explanations.
 pytest.register_assert_rewrite("synckit_streams.testing.store_contract", "synckit_streams.testing.connector_contract")
@@ -32,79 +35,45 @@ def lacking(reason: str) -> None:
     pytest.skip(reason)
 
 
-@pytest.fixture
-def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
-    """A running nats-server of this test's own."""
-    yield from _nats_server(tmp_path_factory.mktemp("nats"))
+def _url(kind: Kind, name: str, scope: Any, text: str) -> Callable[..., Any]:
+    @pytest.fixture(scope=scope, name=name)
+    def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+        try:
+            with serving(kind, tmp_path_factory.mktemp(kind.name)) as found:
+                yield found.url
+        except MissingDependency as missing:
+            lacking(str(missing))
+
+    url.__doc__ = text
+    return url
 
 
-@pytest.fixture(scope="session")
-def nats_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a NATS server with JetStream that all tests of this process share."""
-    if named := os.environ.get("SYNCKIT_TEST_NATS_URL"):
-        yield named
-        return
-    for server in _nats_server(tmp_path_factory.mktemp("nats")):
-        yield server.url
+def _shared(kind: Kind) -> Callable[..., Any]:
+    text = f"The URL of a {kind.name} server that all tests of this process share."
+    return _url(kind, f"{kind.name}_url", "session", text)
 
 
-@pytest.fixture
-def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """A running Redis or Valkey server of this test's own."""
-    yield from _redis_server(tmp_path_factory.mktemp("redis"))
+def _own(kind: Kind) -> Callable[..., Any]:
+    text = f"The URL of a {kind.name} server of this test's own, unless one is named."
+    return _url(kind, f"own_{kind.name}_url", "function", text)
 
 
-@pytest.fixture(scope="session")
-def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a Redis or Valkey server that all tests of this process share."""
-    if named := os.environ.get("SYNCKIT_TEST_REDIS_URL"):
-        yield named
-        return
-    for server in _redis_server(tmp_path_factory.mktemp("redis")):
-        yield server.url
+def _server(kind: Kind) -> Callable[..., Any]:
+    @pytest.fixture(name=f"{kind.name}_server")
+    def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+        try:
+            made = kind.local(tmp_path_factory.mktemp(kind.name))
+        except MissingDependency as missing:
+            lacking(str(missing))
+            return
+        with made:
+            yield made
+
+    server.__doc__ = f"A running {kind.name} server of this test's own, that may be killed and started again."
+    return server
 
 
-@pytest.fixture
-def kafka_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer]:
-    """A running Apache Kafka broker of this test's own."""
-    yield from _kafka_server(tmp_path_factory.mktemp("kafka"))
-
-
-@pytest.fixture(scope="session")
-def kafka_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a Kafka broker that all tests of this process share."""
-    if named := os.environ.get("SYNCKIT_TEST_KAFKA_URL"):
-        yield named
-        return
-    for server in _kafka_server(tmp_path_factory.mktemp("kafka")):
-        yield server.url
-
-
-def _kafka_server(directory: Path) -> Iterator[KafkaServer]:
-    try:
-        server = KafkaServer(directory)
-    except MissingDependency as missing:
-        lacking(str(missing))
-        return
-    with server:
-        yield server
-
-
-def _redis_server(directory: Path) -> Iterator[RedisServer]:
-    try:
-        server = RedisServer(directory)
-    except MissingDependency as missing:
-        lacking(str(missing))
-        return
-    with server:
-        yield server
-
-
-def _nats_server(directory: Path) -> Iterator[NatsServer]:
-    try:
-        server = NatsServer(directory)
-    except MissingDependency as missing:
-        lacking(str(missing))
-        return
-    with server:
-        yield server
+nats_url, own_nats_url, nats_server = _shared(NATS), _own(NATS), _server(NATS)
+redis_url, own_redis_url, redis_server = _shared(REDIS), _own(REDIS), _server(REDIS)
+kafka_url, own_kafka_url, kafka_server = _shared(KAFKA), _own(KAFKA), _server(KAFKA)
+postgres_url, own_postgres_url, postgres_server = _shared(POSTGRES), _own(POSTGRES), _server(POSTGRES)

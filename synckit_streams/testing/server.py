@@ -7,6 +7,7 @@ import os
 import random
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,18 +20,18 @@ from typing import ClassVar, Final, Self
 
 from synckit_streams.errors import ConfigError, ConnectorError, Timeout
 
-# Between us and the server stands a small process that holds the other end of a pipe. One byte is an order (t: SIGTERM,
-# k: SIGKILL); end of file means that we are gone, and is answered with SIGKILL. The pipe is there before the server is,
-# so at no moment would our death leave it behind; and only its real parent signals it, so no reused pid is ever hit.
-# The usual alternative, prctl(PR_SET_PDEATHSIG) in a preexec_fn, is Linux only, runs Python between fork and exec
-# (unsafe beside threads) and fires when the *thread* that forked ends, not the process.
+# Between us and the server stands a small process that holds the other end of a pipe. One byte is an order (t: the
+# signal to end, k: SIGKILL); end of file means that we are gone, and is answered with SIGKILL. The pipe is there before
+# the server is, so at no moment would our death leave it behind; and only its real parent signals it, so no reused pid
+# is ever hit. The usual alternative, prctl(PR_SET_PDEATHSIG) in a preexec_fn, is Linux only, runs Python between fork
+# and exec (unsafe beside threads) and fires when the *thread* that forked ends, not the process.
 _GUARD: Final = """
 import os, subprocess, sys, threading
-server = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, stdout=sys.stderr)
+server = subprocess.Popen(sys.argv[2:], stdin=subprocess.DEVNULL, stdout=sys.stderr)
 os.write(1, b"%d\\n" % server.pid)
 def obey():
     while os.read(0, 1) == b"t":
-        server.terminate()
+        server.send_signal(int(sys.argv[1]))
     server.kill()
 threading.Thread(target=obey, daemon=True).start()
 os._exit(server.wait() & 0xFF)
@@ -79,6 +80,8 @@ class Server(ABC):
     """Of the program, for messages."""
     taken: ClassVar[str]
     """What it says when somebody else has the port."""
+    ends_on: ClassVar[signal.Signals] = signal.SIGTERM
+    """The signal on which it ends in order."""
 
     # Below the range from which the kernel takes ports for outgoing connections (32768 and up on Linux): while a server
     # is down, nobody gets its port by chance.
@@ -145,7 +148,7 @@ class Server(ABC):
         raise ConnectorError(f"{_PORT_TRIES_MAX} ports tried, from {min(self.ports)} to {max(self.ports)}: all taken")
 
     def stop(self, *, timeout_s: float = 30.0) -> None:
-        """End it with SIGTERM and wait; the data stay. Nothing to do if it is down."""
+        """End it in order, with SIGTERM or its like, and wait; the data stay. Nothing to do if it is down."""
         self._end(b"t", timeout_s)
 
     def kill(self) -> None:
@@ -186,7 +189,7 @@ class Server(ABC):
         log_start = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as log:
             self._guard = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", _GUARD, *map(str, command)],
+                [sys.executable, "-I", "-S", "-c", _GUARD, str(int(self.ends_on)), *map(str, command)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

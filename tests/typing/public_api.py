@@ -67,7 +67,7 @@ from synckit_streams import (
     WireError,
 )
 from synckit_streams.ports.store import EventStore, Transaction
-from synckit_streams.testing import FaultProxy, KafkaServer, NatsServer, RedisServer
+from synckit_streams.testing import FaultProxy, KafkaServer, NatsServer, PostgresServer, RedisServer
 
 # ------------------------------------------------------------------------------------------------- classes of one's own
 
@@ -294,7 +294,7 @@ async def manage(node: SyncNode) -> int:
 # ------------------------------------------------------------------------------------------------------------ for tests
 
 
-async def break_the_line(server: NatsServer | RedisServer | KafkaServer) -> int:
+async def break_the_line(server: NatsServer | RedisServer | KafkaServer | PostgresServer) -> int:
     """As a test of one's own would: a real server, and a proxy that breaks on demand."""
     async with FaultProxy(server) as proxy:
         assert_type((proxy.url, proxy.port, server.url), tuple[str, int, str])
