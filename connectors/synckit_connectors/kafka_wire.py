@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from urllib.parse import parse_qsl, unquote
+from zlib import crc32
 
 import msgspec
 
@@ -39,13 +40,22 @@ ID_HEADER = "sk-id"
 CONTENT_TYPE = "content-type"
 TYPE_ATTRIBUTE = f"{PREFIX}datacontenttype"
 KEY_CHARS_MAX = 200
+TAP_NAME_CHARS = 100
+"""Of a tapped topic's name in an id, which must not get too long; a longer one by its hash."""
 
+HANDOVER_S_MAX = 600.0
+IDLE_S_MAX = 1_000_000.0
+
+_MEMBER = re.compile(r"[A-Za-z0-9_-]{1,200}")
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_-]{1,200}")
 _PORT = 9092
 _SILENT = logging.NullHandler()
 METADATA_PAUSE_S = 0.1
 WHY_S = 2.0
 """For an attempt to find out what is wrong with our login."""
+
+NEXT, LAST = "next", "last"
+"""What a group's note at its position is about: the message that comes next, or the one that was last."""
 
 Record = tuple[bytes, bytes, list[tuple[str, bytes]]]
 
@@ -64,6 +74,12 @@ class KafkaOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         tls_cert: File with our certificate, when the broker asks for one.
         tls_key: Its key, if not in the same file.
         sasl: How to authenticate the user of the URL.
+        ack_wait_s: After so long a group delivers again what was not acknowledged.
+        member: This worker's name in its groups, by which a restart within `session_s` finds its partitions again.
+        session_s: After so long without a sign of life a member of a group counts as dead.
+        heartbeat_s: How often it gives one, and is told that somebody came or went.
+        idle_s: After so long without taking, acknowledging or extending anything, a member's caller counts as dead.
+        handover_s: How long a member may still work on what it has when its partitions are to go to others.
     """
 
     partitions: int = 1
@@ -76,6 +92,12 @@ class KafkaOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     tls_cert: str = ""
     tls_key: str = ""
     sasl: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
+    ack_wait_s: float = 30.0
+    member: str = ""
+    session_s: float = 20.0
+    heartbeat_s: float = 1.0
+    idle_s: float = 300.0
+    handover_s: float = 5.0
 
 
 class Address(NamedTuple):
@@ -129,6 +151,7 @@ def read_url(url: str, options: Mapping[str, Any]) -> tuple[Address, KafkaOption
             f"{shown}: {read.partitions} partitions, {read.replicas} replicas of which {read.min_insync} in sync",
             hint="1 to 1000 partitions; min_insync is at most replicas",
         )
+    _check_group_options(read, shown)
     secrets: dict[str, Any] = {}
     if read.tls:
         secrets["ssl_context"] = _tls(read, shown)
@@ -142,6 +165,23 @@ def read_url(url: str, options: Mapping[str, Any]) -> tuple[Address, KafkaOption
     if secrets:
         secrets["security_protocol"] = f"{'SASL_' if at else ''}{'SSL' if read.tls else 'PLAINTEXT'}"
     return Address(tuple(servers), secrets), read
+
+
+def _check_group_options(read: KafkaOptions, shown: str) -> None:
+    if not 0 < read.ack_wait_s <= IDLE_S_MAX or not 0 <= read.handover_s <= HANDOVER_S_MAX:
+        raise ConfigError(
+            f"{shown}: ack_wait_s={read.ack_wait_s:g}, handover_s={read.handover_s:g}",
+            hint=f"ack_wait_s is above 0, and at most {IDLE_S_MAX:g}; handover_s is from 0 to {HANDOVER_S_MAX:g}",
+        )
+    if not 0 < read.idle_s <= IDLE_S_MAX:
+        raise ConfigError(f"{shown}: idle_s={read.idle_s:g}", hint=f"above 0, and at most {IDLE_S_MAX:g}")
+    if not 0 < read.heartbeat_s <= read.session_s / 2 or not read.session_s <= IDLE_S_MAX:
+        raise ConfigError(
+            f"{shown}: session_s={read.session_s:g}, heartbeat_s={read.heartbeat_s:g}",
+            hint="a session is at least two heartbeats long; brokers allow 6 s to 30 minutes",
+        )
+    if read.member and not _MEMBER.fullmatch(read.member):
+        raise ConfigError(f"{shown}: member={read.member!r}", hint="1 to 200 of the characters A-Z a-z 0-9 _ -")
 
 
 def _tls(options: KafkaOptions, shown: str) -> ssl.SSLContext:
@@ -204,6 +244,19 @@ def log_of(topic: str) -> str:
 def digests_of(topic: str) -> str:
     """The Kafka topic with the digests of a topic."""
     return f"skd-{topic}" if _SAFE_NAME.fullmatch(topic) else f"skdh-{_hash(topic)}"
+
+
+def group_of(topic: str, group: str) -> str:
+    """The Kafka group of a group. Each topic has its own: who reads one is not rebalanced with who reads another.
+
+    The separators are in no topic's name, so two pairs never share a group.
+    """
+    return f"{log_of(topic)}.{group}" if _SAFE_NAME.fullmatch(group) else f"{log_of(topic)}~{_hash(group)}"
+
+
+def tap_of(source: str, group: str) -> str:
+    """The Kafka group of a group that taps somebody's topic, which has no slash in its name."""
+    return f"sk-tap/{source}/{group}" if _SAFE_NAME.fullmatch(group) else f"sk-tap/{source}~{_hash(group)}"
 
 
 def _hash(text: str) -> str:
@@ -270,6 +323,26 @@ def message_of(record: ConsumerRecord) -> Message:
     else:
         headers = texts
     return Message(id, (record.key or b"").decode(errors="replace"), headers, record.value or b"")
+
+
+def tapped(record: ConsumerRecord, cluster: str) -> Message:
+    """A record of somebody else's, known by where it lies, and when it came: a topic may be made anew."""
+    topic = record.topic if len(record.topic) <= TAP_NAME_CHARS else _hash(record.topic)
+    id = f"{cluster}/{topic}/{record.partition}/{record.offset}@{record.timestamp}"
+    headers = {name: text for name, value in record.headers if (text := _text(value)) is not None}
+    return Message(id, _text(record.key) or "", headers, record.value or b"")
+
+
+def _text(value: bytes | None) -> str | None:
+    try:
+        return None if value is None else value.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def mark_of(timestamp: int, body: bytes) -> str:
+    """By which a record is known again, at the place where it lies."""
+    return f"{timestamp}.{crc32(body):08x}"
 
 
 async def say_why(address: Address) -> None:

@@ -10,19 +10,28 @@ import shutil
 import signal
 import time
 import uuid
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
-from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from synckit_connectors.kafka import KafkaConnector
 from synckit_streams.errors import ConfigError, Rejected, Unauthorised, Unavailable
 from synckit_streams.ports.connector import Announced, Message
-from synckit_streams.testing.connector_contract import ConnectorContract, Factory, bodies, heard, messages, read
+from synckit_streams.testing.connector_contract import (
+    ConnectorContract,
+    Factory,
+    Foreign,
+    bodies,
+    heard,
+    messages,
+    read,
+)
 from synckit_streams.testing.kafka_server import KafkaServer
 
 DEADLINE_S = 60.0
@@ -47,6 +56,28 @@ class TestKafkaConnector(ConnectorContract):
     @pytest.fixture(params=[1, 3], ids=["one-partition", "three-partitions"])
     def connector_factory(self, kafka_url: str, request: pytest.FixtureRequest) -> Factory:
         return lambda: KafkaConnector(kafka_url, partitions=request.param)
+
+    @pytest.fixture(params=[1, 3], ids=["one-partition", "three-partitions"])
+    def impatient_connector_factory(self, kafka_url: str, request: pytest.FixtureRequest) -> Factory:
+        return lambda: KafkaConnector(kafka_url, partitions=request.param, ack_wait_s=self.ack_wait_s)
+
+    @pytest.fixture
+    def foreign(self, kafka_url: str) -> Foreign:
+        return lambda source, bodies: write(kafka_url, source, bodies)
+
+
+async def write(kafka_url: str, source: str, bodies: Sequence[bytes]) -> None:
+    """To a topic of somebody else's, with two partitions."""
+    brokers = kafka_url.removeprefix("kafka://")
+    admin = AIOKafkaAdminClient(bootstrap_servers=brokers)
+    await admin.start()
+    await admin.create_topics([NewTopic(source, 2, 1)])
+    await admin.close()
+    producer = AIOKafkaProducer(bootstrap_servers=brokers)
+    await producer.start()
+    for number, body in enumerate(bodies):
+        await producer.send_and_wait(source, body, partition=number % 2)
+    await producer.stop()
 
 
 @pytest.fixture
@@ -204,6 +235,27 @@ async def test_who_may_not_make_topics_uses_those_that_are_there(kafka_server: K
     assert (await heard(connector, "orders"))["a"].body == b"1"
     with pytest.raises(Unauthorised):
         await connector.bounds("others")
+    with pytest.raises(Unauthorised):
+        async with connector.join("orders", group="workers", start={}, batch_max=10) as member:
+            await anext(member)
+    groups = boss.create_acls(
+        [
+            kafka_admin.AclBinding(
+                kafka_admin.ResourceType.GROUP,
+                "sk",
+                kafka_admin.ResourcePatternType.PREFIXED,
+                "User:till",
+                "*",
+                kafka_admin.AclOperation.READ,
+                kafka_admin.AclPermissionType.ALLOW,
+            )
+        ]
+    )
+    for done in groups.values():
+        await asyncio.to_thread(done.result)
+    async with connector.join("orders", group="workers", start={}, batch_max=10) as member:
+        await member.ack(await anext(member))
+    assert (await connector.progress("orders", group="workers")).lag == 0
     await connector.close()
 
 
