@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -22,7 +22,7 @@ from synckit_streams.cli.terminal import JsonFlag, carry_out, plain_markup, resu
 from synckit_streams.errors import ConfigError
 from synckit_streams.runtime.registry import connector_for
 from synckit_streams.testing.brokers import NatsServer, RedisServer, Server
-from synckit_streams.testing.kafka_server import KafkaServer
+from synckit_streams.testing.kafka_server import NoidaServer, local_kafka
 
 
 def demo(
@@ -132,10 +132,10 @@ class Broker(NamedTuple):
     name: str
 
 
-SERVERS: dict[str, tuple[type[NatsServer] | type[RedisServer] | type[KafkaServer], str]] = {
+SERVERS: dict[str, tuple[Callable[[], Server], str]] = {
     "nats": (NatsServer, "a real NATS JetStream server"),
     "redis": (RedisServer, "a real Redis server"),
-    "kafka": (KafkaServer, "a real Apache Kafka broker"),
+    "kafka": (local_kafka, "a real Apache Kafka broker"),
 }
 
 
@@ -149,6 +149,8 @@ async def meeting_place(connector: str) -> AsyncIterator[Broker]:
     if connector in SERVERS:
         kind, name = SERVERS[connector]
         server = kind()
+        if isinstance(server, NoidaServer):
+            name = "noida-db, which speaks Kafka (Apache Kafka needs Java and its jars)"
         await asyncio.to_thread(server.start)
         try:
             yield Broker(server.url, "airports", server, name)

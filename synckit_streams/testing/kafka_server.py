@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from synckit_streams.errors import ConfigError, ConnectorError, MissingDependency
@@ -126,6 +127,88 @@ class KafkaServer(Server):
         with self.log.open("rb") as log:
             log.seek(self._said)
             return b"Kafka Server started" in log.read()
+
+
+class NoidaServer(Server):
+    """noida-db, which speaks Kafka's protocol: what stands in for Kafka where there is no Java.
+
+    It forgets everything when it ends, sends a consumer more at a time than that asks for, and does not let two members
+    of a group share a topic.
+
+    Args:
+        directory: See `Server`.
+        port: See `Server`.
+        binary: The program; None takes the file that SYNCKIT_NOIDA_DB names, or the one in the wheel noida-db.
+
+    Raises:
+        MissingDependency: There is none on this machine.
+    """
+
+    name = "noida-db"
+    taken = "already in use"
+
+    def __init__(self, directory: Path | None = None, *, port: int = 0, binary: Path | None = None) -> None:
+        found = binary or _find_noida()
+        if found is None:
+            raise MissingDependency(
+                "there is no noida-db on this machine", hint="pip install 'synckit-streams[embedded]'"
+            )
+        super().__init__(directory, port)
+        self.binary = found
+        self._said = 0
+
+    @property
+    def url(self) -> str:
+        """Where clients connect."""
+        return f"kafka://127.0.0.1:{self.port}"
+
+    def _command(self, token: str, port: int) -> Sequence[str | Path]:
+        self._said = self.log.stat().st_size if self.log.exists() else 0
+        return [self.binary, "start", "--data-dir", self.store_dir, "--only", "kafka", "--kafka-port", str(port)]
+
+    def _ready(self, token: str, port: int) -> bool:
+        # Its log is ours alone, so what stands there is of this very process.
+        with self.log.open("rb") as log:
+            log.seek(self._said)
+            return f"127.0.0.1:{port}\n".encode() in log.read() and answers("127.0.0.1", port)
+
+
+def _find_noida() -> Path | None:
+    if os.environ.get("SYNCKIT_NOIDA_DB"):
+        return find_binary("noida-db", "SYNCKIT_NOIDA_DB")
+    wheel = find_spec("noida_db")
+    folders = wheel.submodule_search_locations if wheel else None
+    # Not the command beside the interpreter: that is a Python program which starts this one.
+    return next((path for folder in folders or [] if (path := Path(folder) / "noida-db").is_file()), None)
+
+
+def local_kafka(directory: Path | None = None) -> KafkaServer | NoidaServer:
+    """Apache Kafka, or what stands in for it where Java or the jars are not there.
+
+    Raises:
+        MissingDependency: There is neither.
+    """
+    try:
+        return KafkaServer(directory)
+    except MissingDependency as apache:
+        try:
+            return NoidaServer(directory)
+        except MissingDependency as noida:
+            raise MissingDependency(f"{apache}; {noida}") from None
+
+
+def answers(host: str, port: int) -> bool:
+    """Whether it answers a client that asks which requests it knows (ApiVersions, version 0).
+
+    Source: https://kafka.apache.org/protocol#protocol_messages
+    """
+    ask = b"\0\x12\0\0\0\0\0\x01\0\0"
+    try:
+        with socket.create_connection((host, port), timeout=1.0) as connection:
+            connection.sendall(len(ask).to_bytes(4, "big") + ask)
+            return len(connection.recv(8)) == 8
+    except OSError:
+        return False
 
 
 def _free_port() -> int:

@@ -4,6 +4,7 @@ For each of nats, kafka, redis and postgres:
 
 - `nats_url`: the URL of a server that all tests of the process share; use topics of your own.
 - `own_nats_url`: one of this test's own, unless a server is named.
+- `nats_found`, `own_nats_found`: the URL, and which source it is from.
 - `nats_server`: a `NatsServer` of this test's own, to be stopped, killed and restarted; always a program on this
   machine, since nobody wants tests to kill the server they named.
 
@@ -22,7 +23,7 @@ import pytest
 
 from synckit_streams.errors import MissingDependency
 from synckit_streams.testing.server import Server
-from synckit_streams.testing.sources import KAFKA, NATS, POSTGRES, REDIS, Kind, serving
+from synckit_streams.testing.sources import KAFKA, NATS, POSTGRES, REDIS, Found, Kind, serving
 
 # The contract suites are imported from here by tests elsewhere; this gives their asserts pytest's explanations.
 pytest.register_assert_rewrite("synckit_streams.testing.store_contract", "synckit_streams.testing.connector_contract")
@@ -35,27 +36,36 @@ def lacking(reason: str) -> None:
     pytest.skip(reason)
 
 
-def _url(kind: Kind, name: str, scope: Any, text: str) -> Callable[..., Any]:
-    @pytest.fixture(scope=scope, name=name)
-    def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def _found(kind: Kind, scope: Any, prefix: str = "") -> Callable[..., Any]:
+    @pytest.fixture(scope=scope, name=f"{prefix}{kind.name}_found")
+    def found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Found]:
         try:
-            with serving(kind, tmp_path_factory.mktemp(kind.name)) as found:
-                yield found.url
+            with serving(kind, tmp_path_factory.mktemp(kind.name)) as server:
+                yield server
         except MissingDependency as missing:
             lacking(str(missing))
 
-    url.__doc__ = text
+    found.__doc__ = f"What {prefix}{kind.name}_url is the URL of, and its source."
+    return found
+
+
+def _url(kind: Kind, scope: Any, prefix: str = "") -> Callable[..., Any]:
+    @pytest.fixture(scope=scope, name=f"{prefix}{kind.name}_url")
+    def url(request: pytest.FixtureRequest) -> str:
+        found: Found = request.getfixturevalue(f"{prefix}{kind.name}_found")
+        return found.url
+
+    whose = "of this test's own, unless one is named" if prefix else "that all tests of this process share"
+    url.__doc__ = f"The URL of a {kind.name} server {whose}."
     return url
 
 
-def _shared(kind: Kind) -> Callable[..., Any]:
-    text = f"The URL of a {kind.name} server that all tests of this process share."
-    return _url(kind, f"{kind.name}_url", "session", text)
+def _shared(kind: Kind) -> tuple[Any, Any]:
+    return _found(kind, "session"), _url(kind, "session")
 
 
-def _own(kind: Kind) -> Callable[..., Any]:
-    text = f"The URL of a {kind.name} server of this test's own, unless one is named."
-    return _url(kind, f"own_{kind.name}_url", "function", text)
+def _own(kind: Kind) -> tuple[Any, Any]:
+    return _found(kind, "function", "own_"), _url(kind, "function", "own_")
 
 
 def _server(kind: Kind) -> Callable[..., Any]:
@@ -73,7 +83,15 @@ def _server(kind: Kind) -> Callable[..., Any]:
     return server
 
 
-nats_url, own_nats_url, nats_server = _shared(NATS), _own(NATS), _server(NATS)
-redis_url, own_redis_url, redis_server = _shared(REDIS), _own(REDIS), _server(REDIS)
-kafka_url, own_kafka_url, kafka_server = _shared(KAFKA), _own(KAFKA), _server(KAFKA)
-postgres_url, own_postgres_url, postgres_server = _shared(POSTGRES), _own(POSTGRES), _server(POSTGRES)
+nats_found, nats_url = _shared(NATS)
+own_nats_found, own_nats_url = _own(NATS)
+nats_server = _server(NATS)
+redis_found, redis_url = _shared(REDIS)
+own_redis_found, own_redis_url = _own(REDIS)
+redis_server = _server(REDIS)
+kafka_found, kafka_url = _shared(KAFKA)
+own_kafka_found, own_kafka_url = _own(KAFKA)
+kafka_server = _server(KAFKA)
+postgres_found, postgres_url = _shared(POSTGRES)
+own_postgres_found, own_postgres_url = _own(POSTGRES)
+postgres_server = _server(POSTGRES)

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from synckit_streams.errors import ConfigError, MissingDependency, Timeout
+from synckit_streams.testing import kafka_server
 from synckit_streams.testing.brokers import NatsServer, RedisServer, info, resp
-from synckit_streams.testing.kafka_server import KafkaServer
 from synckit_streams.testing.postgres_server import USER, PostgresServer, answers
 from synckit_streams.testing.server import Server
 
@@ -43,6 +43,7 @@ class Kind:
         port: Where it listens in the container.
         url: Of a host and a port.
         ready: Whether what listens there lets clients in.
+        stand_in: Makes something on this machine that speaks the same language, where `local` cannot.
         command: What the container is told to run.
         environment: Of the container; of its port outside.
         fixed: The port outside has to be known before it starts.
@@ -54,6 +55,7 @@ class Kind:
     port: int
     url: Callable[[str, int], str]
     ready: Callable[[str, int], bool]
+    stand_in: Callable[[Path], Server] | None = None
     command: Sequence[str] = ()
     environment: Callable[[int], Mapping[str, str]] = lambda port: {}
     fixed: bool = False
@@ -84,20 +86,6 @@ def _kafka_settings(port: int) -> Mapping[str, str]:
     }
 
 
-def _kafka_answers(host: str, port: int) -> bool:
-    """Whether it answers a client that asks which requests it knows (ApiVersions, version 0).
-
-    Source: https://kafka.apache.org/protocol#protocol_messages
-    """
-    ask = b"\0\x12\0\0\0\0\0\x01\0\0"
-    try:
-        with socket.create_connection((host, port), timeout=1.0) as connection:
-            connection.sendall(len(ask).to_bytes(4, "big") + ask)
-            return len(connection.recv(8)) == 8
-    except OSError:
-        return False
-
-
 NATS: Final = Kind(
     "nats",
     NatsServer,
@@ -119,11 +107,12 @@ REDIS: Final = Kind(
 )
 KAFKA: Final = Kind(
     "kafka",
-    KafkaServer,
+    kafka_server.KafkaServer,
     image="apache/kafka:4.1.0",
     port=9092,
     url=lambda host, port: f"kafka://{host}:{port}",
-    ready=_kafka_answers,
+    ready=kafka_server.answers,
+    stand_in=kafka_server.NoidaServer,
     environment=_kafka_settings,
     fixed=True,
 )
@@ -174,14 +163,15 @@ def serving(kind: Kind, directory: Path, environ: Mapping[str, str] = os.environ
                 return
             why.append(reason)
         else:
-            try:
-                server = kind.local(directory)
-            except MissingDependency as missing:
-                why.append(str(missing))
-                continue
-            with server:
-                yield Found(server.url, f"local {server.name}")
-            return
+            for make in filter(None, (kind.local, kind.stand_in)):
+                try:
+                    server = make(directory)
+                except MissingDependency as missing:
+                    why.append(str(missing))
+                    continue
+                with server:
+                    yield Found(server.url, f"local {server.name}")
+                return
     raise MissingDependency(f"no {kind.name} server: {'; '.join(why)}")
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
 
+from synckit_streams import Draft, SyncNode
 from synckit_streams.errors import ConfigError, ConnectorError, MissingDependency
 from synckit_streams.testing import PostgresServer
+from synckit_streams.testing.kafka_server import NoidaServer
 from synckit_streams.testing.sources import KAFKA, NATS, POSTGRES, REDIS, Kind, serving
 
 LOCAL = {"SYNCKIT_TEST_SOURCES": "local"}
@@ -154,3 +158,40 @@ def test_a_postgres_that_is_named_and_not_there_is_an_error(monkeypatch: pytest.
     monkeypatch.setenv("SYNCKIT_POSTGRES", sys.executable)
     with pytest.raises(ConfigError, match="no initdb beside"):
         PostgresServer()
+
+
+# ------------------------------------------------------------------------------------------- what stands in for Kafka
+
+
+def test_without_java_something_that_speaks_kafka_stands_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And is called by its name."""
+    monkeypatch.setenv("PATH", "/nowhere")
+    with serving(KAFKA, tmp_path, LOCAL) as found:
+        assert found.source == "local noida-db"
+        assert found.url.startswith("kafka://127.0.0.1:")
+
+
+async def test_two_nodes_meet_over_the_stand_in_and_again_after_it_forgot_everything() -> None:
+    settings: dict[str, Any] = {"store": "memory:", "topics": ["orders"]}
+    with NoidaServer() as server:
+        async with (
+            SyncNode("till-1", connectors=[server.url], **settings) as one,
+            SyncNode("till-2", connectors=[server.url], **settings) as other,
+        ):
+            await one.append_many([Draft("orders", "order.placed", f"o-{n}", n) for n in range(100)])
+            assert (await one.sync()).complete
+            await asyncio.to_thread(server.kill)
+            await asyncio.to_thread(server.start)
+            for node in (one, other):
+                await node.sync()
+            assert await one.digest("orders") == await other.digest("orders")
+
+
+def test_a_port_that_somebody_has_is_not_taken_for_the_stand_ins_own() -> None:
+    with NoidaServer() as server:
+        second = NoidaServer(port=server.port)
+        try:
+            with pytest.raises(ConnectorError, match="already in use"):
+                second.start(timeout_s=10)
+        finally:
+            second.close()
