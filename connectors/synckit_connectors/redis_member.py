@@ -17,7 +17,7 @@ import logging
 import math
 import secrets
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -171,7 +171,7 @@ class Source:
         """Of the entry at a position."""
         return b"0-%d" % position
 
-    def message(self, id: bytes, fields: Mapping[bytes, bytes]) -> Message:
+    def message(self, id: bytes, fields: dict[bytes, bytes]) -> Message:
         """What an entry says."""
         return message(fields)
 
@@ -318,7 +318,7 @@ class Member(Waiting):
         self._claim_count = next_count(self._claim_count, max(CLAIM_COUNT, self._batch_max), batch)
         self._ready.extend(_parts(batch, self._batch_max))
 
-    def _batch(self, entries: Iterable[tuple[bytes, Mapping[bytes, bytes], int]]) -> list[Delivery]:
+    def _batch(self, entries: Iterable[tuple[bytes, dict[bytes, bytes], int]]) -> list[Delivery]:
         source = self._source
         batch = [
             Delivery(source.message(id, fields), 0, source.position(id), attempt) for id, fields, attempt in entries

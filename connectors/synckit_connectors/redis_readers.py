@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -139,7 +139,7 @@ class LogReader(Waiting):
                 raise answer
         return found, (identity or b"").decode()
 
-    def _batch(self, entries: Sequence[tuple[bytes, Mapping[bytes, bytes]]]) -> list[Delivery]:
+    def _batch(self, entries: Sequence[tuple[bytes, dict[bytes, bytes]]]) -> list[Delivery]:
         batch = [Delivery(message(fields), 0, position(id, self.topic)) for id, fields in entries]
         self._last, self._last_message = batch[-1].position, batch[-1].message
         self._count = next_count(self._count, self._batch_max, batch)

@@ -6,7 +6,6 @@ import hashlib
 import json
 import secrets
 from base64 import b64encode
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -87,7 +86,7 @@ class Tapped(Source):
         """Of the entry at a position."""
         return b"%d-%d" % (position >> NUMBER_BITS, position & _NUMBER_MAX)
 
-    def message(self, id: bytes, fields: Mapping[bytes, bytes]) -> Message:
+    def message(self, id: bytes, fields: dict[bytes, bytes]) -> Message:
         """The one field's value, or that of the one that is called like a body, or all fields as a JSON object."""
         place = f"{self._place}/{id.decode()}"
         if len(fields) == 1:

@@ -30,7 +30,8 @@ _POSITION_MAX = 2**63 - 1
 """What a store can keep. No stream of ours comes near it."""
 
 BODY, ID, KEY = b"data", b"sk-id", b"sk-key"
-_RESERVED = {BODY.decode(), ID.decode(), KEY.decode()}
+_BODY, _ID, _KEY = BODY.decode(), ID.decode(), KEY.decode()
+_RESERVED = {_BODY, _ID, _KEY}
 
 # The stream's identity, its length, its first, last and last given id. A stream that is not there is made, and whoever
 # makes one draws a new identity.
@@ -158,7 +159,17 @@ def translate(raised: Exception, address: Address) -> Exception:
         return Unauthorised(f"{address} refuses us: {said}")
     if isinstance(raised, driver.ConnectionError | driver.TimeoutError | OSError):
         return Unavailable(f"no connection to {address}: {said}")
-    for_now = driver.ReadOnlyError | driver.OutOfMemoryError | driver.ClusterDownError | driver.TryAgainError
+    if isinstance(raised, driver.AskError):  # MOVED is one of these
+        return Rejected(
+            f"{address} is one of several nodes of a Redis Cluster, and sends us to another: {said}",
+            hint="name a server that has every slot: a cluster of one node, or a server without a cluster",
+        )
+    if isinstance(raised, driver.ClusterDownError):
+        return Unavailable(
+            f"{address} is in a Redis Cluster that does not work just now: {said}",
+            hint="look at CLUSTER INFO; a node without slots has to be given all of them",
+        )
+    for_now = driver.ReadOnlyError | driver.OutOfMemoryError | driver.TryAgainError
     if isinstance(raised, for_now) or said.startswith(_FOR_NOW):
         return Unavailable(f"{address} does not work just now: {said}", hint="look at the server; nothing is lost here")
     if isinstance(raised, driver.RedisError):
@@ -219,19 +230,36 @@ def _carried(text: str) -> bool:
     return text.isascii() and text.isprintable() and text == text.strip()
 
 
-def message(fields: Mapping[bytes, bytes]) -> Message:
-    """Also of an entry that somebody else wrote, with whatever bytes in it."""
+def message(fields: dict[bytes, bytes]) -> Message:
+    """What an entry says. Its fields are used up."""
+    body = fields.pop(BODY, b"")
+    try:
+        headers = {_names[name]: value.decode() for name, value in fields.items()}
+    except (KeyError, UnicodeDecodeError):
+        return _unknown(fields, body)
+    return Message(headers.pop(_ID, ""), headers.pop(_KEY, ""), headers, body)
+
+
+def _unknown(fields: Mapping[bytes, bytes], body: bytes) -> Message:
+    """Of an entry with names that we have not met, or one that somebody else wrote, with whatever bytes in it."""
+    if len(_names) < NAMES_KNOWN:
+        _names.update((name, name.decode(errors="replace")) for name in fields)
     headers = {
         name.decode(errors="replace"): value.decode(errors="replace")
         for name, value in fields.items()
-        if name not in (BODY, ID, KEY)
+        if name not in (ID, KEY)
     }
     return Message(
         fields.get(ID, b"").decode(errors="replace"),
         fields.get(KEY, b"").decode(errors="replace"),
         headers,
-        fields.get(BODY, b""),
+        body,
     )
+
+
+NAMES_KNOWN = 1_000
+_names: dict[bytes, str] = {}
+"""Of headers: they are the same ones in message after message."""
 
 
 def announced(data: bytes) -> Announced | None:

@@ -441,6 +441,81 @@ async def test_a_full_server_is_unavailable_and_nothing_is_lost(redis_server: Re
     await connector.close()
 
 
+def cluster_node(directory: Path) -> RedisServer:
+    return RedisServer(directory, options={"cluster-enabled": "yes", "cluster-require-full-coverage": "no"})
+
+
+async def test_a_cluster_of_one_node_will_do(tmp_path: Path) -> None:
+    """All keys of a topic are on one slot. Until the node has the slots it does not work just now."""
+    with cluster_node(tmp_path) as server:
+        connector = RedisConnector(server.url, timeout_s=0.2, max_length=1000)
+        await connector.open()
+        with pytest.raises(Unavailable, match="Cluster") as down:
+            await connector.send("orders", messages(1))
+        assert "slots" in (down.value.hint or "")
+        await plain(server.url, partial(_cluster, "ADDSLOTSRANGE", 0, 16383))
+        async with asyncio.timeout(DEADLINE_S):
+            await _cluster_is_up(server.url)
+            for topic in ("orders", "other orders", "third"):
+                await connector.send(topic, messages(5))
+                assert len(await read(connector, topic, 5)) == 5
+                await connector.announce(topic, "a", b"1")
+                assert (await heard(connector, topic))["a"].body == b"1"
+                async with connector.join(topic, group="g", start={}, batch_max=10) as member:
+                    await member.nack(await anext(member))
+                    await member.ack(await anext(member))
+                await connector.trim(topic, below={0: 4})
+                assert (await connector.bounds(topic))[0].first == 4
+        await connector.close()
+
+
+async def test_a_cluster_of_several_nodes_is_refused_with_a_hint(tmp_path: Path) -> None:
+    """Whoever sends us elsewhere: sending, reading, a group, a tap."""
+    with cluster_node(tmp_path / "a") as first, cluster_node(tmp_path / "b") as second:
+        for server, start, end in ((first, 0, 0), (second, 1, 16383)):
+            await plain(server.url, partial(_cluster, "ADDSLOTSRANGE", start, end))
+        await plain(first.url, partial(_cluster, "MEET", "127.0.0.1", second.port))
+        connector = RedisConnector(first.url, timeout_s=0.2)
+        await connector.open()
+        async with asyncio.timeout(DEADLINE_S):
+            await _cluster_is_up(first.url)
+
+            async def listen() -> None:
+                await heard(connector, "orders")
+
+            async def join() -> None:
+                async with connector.join("orders", group="g", start={}, batch_max=1):
+                    pass
+
+            async def tap() -> None:
+                async with connector.tap("orders", group="g", batch_max=1):
+                    pass
+
+            for call in (
+                connector.send("orders", messages(1)),
+                connector.bounds("orders"),
+                connector.announce("orders", "a", b"1"),
+                read(connector, "orders", 1),
+                listen(),
+                join(),
+                tap(),
+            ):
+                with pytest.raises(Rejected, match="Cluster") as refused:
+                    await call
+                assert "every slot" in (refused.value.hint or "")
+        await connector.close()
+
+
+async def _cluster_is_up(url: str) -> None:
+    while (await plain(url, partial(_cluster, "INFO")))["cluster_state"] != "ok":
+        pass
+
+
+async def _cluster(verb: str, *given: Any) -> Any:
+    *rest, client = given
+    return await client.execute_command(f"CLUSTER {verb}", *rest)
+
+
 async def test_max_length_cuts_the_oldest(redis_url: str) -> None:
     """As a hard cap, which leaves the bounds true."""
     connector = RedisConnector(redis_url, max_length=100)
