@@ -19,10 +19,12 @@ from typing import NamedTuple, Protocol
 from synckit_streams.errors import CauseUnknown, ClockSkew, IdReused, Invalid, StoreClosed, SyncKitError, TooLarge
 from synckit_streams.model.clock import HybridTime
 from synckit_streams.model.codec import TRACEPARENT_BYTES_MAX
-from synckit_streams.model.event import Draft
+from synckit_streams.model.event import Draft, Event
 from synckit_streams.model.exchange import AppendResult, Raised
+from synckit_streams.model.seen import Interval
 from synckit_streams.ports.store import EventStore, Opening
 from synckit_streams.ports.telemetry import Alarmed, Appended, Detail, Observer
+from synckit_streams.runtime.recent import Recent
 from synckit_streams.runtime.settings import Settings
 from synckit_streams.sync import protocol
 from synckit_streams.sync.replica import Replica
@@ -79,6 +81,8 @@ class Driver:
         self._observer = observer
         self._last_write: tuple[int, int] | None = None
         self._blamed: set[type[Exception]] = set()
+        self._passes_on = settings.bridge and not settings.push_only and not settings.pull_only
+        self._recent = Recent()
         self._catching_up: set[asyncio.Task[None]] = set()
         self._raised: dict[tuple[str, str], Raised] = {}
         """Alarms that are not on the disk yet."""
@@ -115,7 +119,7 @@ class Driver:
             takes=not settings.push_only,
             formerly=self.store.nodes,
             links=tuple(self.links) if settings.bridge else (),
-            passes_on=settings.bridge and not settings.push_only and not settings.pull_only,
+            passes_on=self._passes_on,
         )
         self._times_lost += 1
         await self._catch_up()
@@ -145,7 +149,7 @@ class Driver:
 
     async def _persist(self, effect: protocol.Persist, traceparent: str = "") -> AppendResult:
         try:
-            return await self.store.append(
+            result = await self.store.append(
                 effect.drafts,
                 effect.received,
                 now_ms=self.world.wall_ms(),
@@ -161,6 +165,16 @@ class Driver:
             # Whether a commit that failed, or that nobody waited for, is on the disk is for the disk to say.
             self._lose_track(effect)
             raise
+        if result.reused:
+            self._recent.clear()
+        elif self._passes_on:
+            self._recent.add(effect.received, result.stored)
+        return result
+
+    async def events(self, topic: str, origin: str, interval: Interval, *, limit: int) -> Sequence[tuple[Event, bytes]]:
+        """The first events of an interval, with their hashes: at hand, or from the store."""
+        found = self._recent.page(topic, origin, interval, limit=limit)
+        return found or await self.store.events(topic, origin, interval, limit=limit)
 
     def _lose_track(self, effect: protocol.Persist) -> None:
         """The caller was cancelled while the store was writing, or the commit failed halfway: nobody told the replica.
@@ -168,6 +182,7 @@ class Driver:
         The replica is told what the disk holds, as soon as the store can say.
         """
         self._times_lost += 1
+        self._recent.clear()
         if isinstance(effect.cause, protocol.Received):
             self.replica.step(protocol.Forgot(effect.cause.link, effect.cause.topic))
 

@@ -395,7 +395,7 @@ class Session:
                 for first, last in intervals:
                     while first <= last:
                         await self._echoed(topic)
-                        page = await self.driver.store.events(topic, origin, (first, last), limit=size.events)
+                        page = await self.driver.events(topic, origin, (first, last), limit=size.events)
                         if not page or page[-1][0].seq != first + len(page) - 1:
                             # Going on would be trying again, at once and for ever.
                             raise StoreCorrupt(f"the store has lost events of {origin!r} on {topic!r} from {first} on")

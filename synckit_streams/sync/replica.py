@@ -17,6 +17,7 @@ goes out as a `Persist`. If carrying out an effect fails, the replica is thrown 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
 
 from synckit_streams.model.clock import Key
 from synckit_streams.model.codec import node_of
@@ -237,10 +238,15 @@ class Replica:
         """What a bridge has been brought, per topic."""
         if not self._passes_on or not result.stored:
             return {}
-        dots: dict[str, list[tuple[str, int]]] = {}
-        for stored in result.stored:
-            dots.setdefault(stored.event.topic, []).append((stored.event.origin, stored.event.seq))
-        return {topic: Seen.of(each) for topic, each in dots.items()}
+        seen: dict[str, Seen] = {}
+        events = (stored.event for stored in result.stored)
+        # Most of a batch is of one origin, in order.
+        for (topic, origin), together in groupby(events, lambda event: (event.topic, event.origin)):
+            numbers = [event.seq for event in together]
+            even = numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+            run = Seen({origin: ((numbers[0], numbers[-1]),)}) if even else Seen.of((origin, seq) for seq in numbers)
+            seen[topic] = seen.get(topic, Seen()).union(run)
+        return seen
 
     def _alarms(self, result: AppendResult, topic: str) -> list[Effect]:
         alarms: list[Effect] = []
