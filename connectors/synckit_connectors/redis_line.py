@@ -10,6 +10,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from synckit_connectors.redis_wire import LOOK, Address, RedisOptions, message, position, stream_of, translate
@@ -18,7 +19,7 @@ from synckit_streams.ports.connector import Message
 from synckit_streams.ports.reading import Reading, end_all, stop
 
 if TYPE_CHECKING:
-    from redis.asyncio import Redis
+    from redis.asyncio import Connection, Redis
 
 OPEN_S = 2.8
 """For `open`, whatever it has to do, and for an attempt to connect."""
@@ -119,7 +120,7 @@ class Line:
         word when the connection was lost between two commands.
         """
         from redis import ConnectionError as ConnectionLost
-        from redis.asyncio import BlockingConnectionPool, Connection, Redis, SSLConnection
+        from redis.asyncio import BlockingConnectionPool, Redis
         from redis.asyncio.retry import Retry
         from redis.backoff import NoBackoff
 
@@ -139,7 +140,7 @@ class Line:
             "ssl_keyfile": options.tls_key or None,
         }
         pool = BlockingConnectionPool(
-            connection_class=SSLConnection if address.tls else Connection,
+            connection_class=_connection_class(address.tls),
             host=address.host,
             port=address.port,
             db=address.database,
@@ -234,3 +235,26 @@ class Line:
         """The message under an id."""
         found: Any = await self.ask(lambda client: client.xrange(stream, id, id))
         return message(found[0][1]) if found else None
+
+
+@cache
+def _connection_class(tls: bool) -> type[Connection]:
+    """redis-py's connection, that lets hiredis write a command: that is most of what an XADD costs us otherwise."""
+    from redis.asyncio import Connection, SSLConnection
+
+    with suppress(ImportError):
+        from hiredis import pack_command
+
+        kind: Any = SSLConnection if tls else Connection
+
+        class Packing(kind):  # type: ignore[misc]
+            def pack_command(self, name: Any, *rest: Any) -> list[bytes]:
+                words = (name.encode() if isinstance(name, str) else name).split()  # as in CONFIG GET
+                try:
+                    return [pack_command((*words, *rest))]
+                except TypeError:  # a type that only redis-py knows, or refuses with a better word
+                    packed: list[bytes] = super().pack_command(name, *rest)
+                    return packed
+
+        return Packing
+    return SSLConnection if tls else Connection

@@ -97,9 +97,9 @@ class RedisConnector(WithoutTimes):
         while at < len(entries):
             size, count = 0, 0
             while at + count < len(entries) and (not count or size < SEND_BYTES):
-                size += sum(map(len, entries[at + count]))
+                size += entries[at + count][1]
                 count += 1
-            last = max(last, await self._add(topic, entries[at : at + count]))
+            last = max(last, await self._add(topic, [fields for fields, _ in entries[at : at + count]]))
             at += count
         if entries and self.options.max_length:
             await self._trimming.alarm(topic)
