@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench import append, bridging, cost, reading, way
+from bench import append, bridging, brokers, cost, reading, way
 from bench.measure import Case, Row, Scale, Skipped
 
 RESULTS = Path(__file__).parent / "results.json"
@@ -22,7 +22,14 @@ EVENTS = 100_000
 ROUNDS = 5
 QUICK_EVENTS, QUICK_ROUNDS = 20_000, 3
 
-CASES: list[Case] = [*append.cases(), *way.cases(), *bridging.cases(), *reading.cases(), *cost.cases()]
+CASES: list[Case] = [
+    *append.cases(),
+    *way.cases(),
+    *brokers.cases(),
+    *bridging.cases(),
+    *reading.cases(),
+    *cost.cases(),
+]
 
 
 def main(arguments: list[str]) -> int:

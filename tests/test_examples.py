@@ -48,6 +48,26 @@ SAYS = {
         "shop-south: n-1, s-1",
         "a second meeting sends 0",
     ],
+    "06_nats.py": [
+        "office took 3, complete: True",
+        "equal: True",
+        "somebody else reads:",
+        '  sale.made receipt/0 {"total":0}',
+        '  sale.made receipt/1 {"total":1}',
+        '  sale.made receipt/2 {"total":2}',
+    ],
+    "07_kafka.py": [
+        "billing took 3, complete: True",
+        "somebody else reads:",
+        '  order.placed o-0 {"total":0}',
+        '  order.placed o-1 {"total":1}',
+        '  order.placed o-2 {"total":2}',
+    ],
+    "08_redis.py": [
+        "depot has {'pieces': 12}",
+        "somebody else reads:",
+        '  stock.counted A-7 {"pieces":12}',
+    ],
 }
 
 
