@@ -76,6 +76,7 @@ async def redis(url: str, topic: str, count: int, directory: Path) -> float:
     """FastStream on redis-py, with a group of a stream."""
     from faststream import AckPolicy
     from faststream.redis import RedisBroker, StreamSub
+    from faststream.redis.annotations import RedisBatchStreamMessage
     from redis.asyncio import Redis
 
     table, done, started = Table(directory), asyncio.Event(), time.perf_counter()
@@ -88,9 +89,8 @@ async def redis(url: str, topic: str, count: int, directory: Path) -> float:
         stream=StreamSub(stream, group=group, consumer="service", batch=True, max_records=BATCH),
         ack_policy=AckPolicy.NACK_ON_ERROR,
     )
-    async def take(body: list[Any], msg: Any) -> None:
-        entries = [(None, each) for each in msg]
-        table.insert(map(fact_of_redis, entries))
+    async def take(body: list[Any], msg: RedisBatchStreamMessage) -> None:
+        table.insert([fact_of_redis((None, fields)) for fields in msg.raw_message["data"]])
         if table.count >= count:
             done.set()
 

@@ -30,7 +30,9 @@ async def main(url: str) -> None:
         await shop.start_auto_sync()
         await depot.start_auto_sync()
         await shop.append(Draft("stock", "stock.counted", "A-7", {"pieces": 12}))
-        while not (events := await depot.aggregate("stock", "A-7")):
+        while True:
+            if events := await depot.aggregate("stock", "A-7"):
+                break
             await asyncio.sleep(0.01)
         print("depot has", events[0].data)
         print("somebody else reads:")
