@@ -34,7 +34,7 @@ from synckit_streams.runtime.driver import Driver, logger
 from synckit_streams.runtime.echoes import Echoes
 from synckit_streams.runtime.envelope import fingerprint, to_messages
 from synckit_streams.runtime.intake import Intake
-from synckit_streams.runtime.membership import Membership
+from synckit_streams.runtime.membership import Membership, places_of, witness_beyond
 from synckit_streams.runtime.paging import PageSize
 from synckit_streams.sync import protocol
 
@@ -225,6 +225,10 @@ class Session:
                 continue
             stored[partition] = offset
             witness[partition] = await self._witness(topic, partition, offset, log)
+        if self.driver.settings.group:
+            channel = self.driver.replica.channel(name, topic)
+            places = channel.places if channel is not None and channel.loaded else places_of(runs)
+            witness |= await self._answer(witness_beyond(connector, topic, bounds, stored, places))
         await self._give(protocol.Joined(name, topic, bounds, stored, witness, runs))
 
     async def _witness(self, topic: str, partition: int, offset: Offset, log: Bounds) -> bool | None:

@@ -14,10 +14,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from typing import Protocol
 
 from synckit_streams.model.event import Offset
-from synckit_streams.ports.connector import Connector, Delivery, Progress
-from synckit_streams.runtime.envelope import fingerprint
+from synckit_streams.model.exchange import PlaceRun
+from synckit_streams.ports.connector import Bounds, Connector, Delivery, Progress
+from synckit_streams.runtime.envelope import arrivals, fingerprint
 from synckit_streams.runtime.intake import Intake
 from synckit_streams.sync.channel import Channel
+from synckit_streams.sync.places import Places
 
 LOOK_S = 1.0
 """How often a member looks how far the group has come while it acknowledges nothing itself."""
@@ -169,3 +171,33 @@ async def _until(
             del left[last.partition]
         if not left:
             return
+
+
+def places_of(runs: Sequence[tuple[int, PlaceRun]]) -> Places:
+    """Where events were read, as a store has it: per partition, runs."""
+    places = Places()
+    for partition, run in runs:
+        places.add(run.origin, run.first, run.positions, partition)
+    return places
+
+
+async def witness_beyond(
+    connector: Connector, topic: str, bounds: Mapping[int, Bounds], stored: Mapping[int, Offset], places: Places
+) -> dict[int, bool | None]:
+    """In which partitions the last event that was read is not where it was (False).
+
+    A member of a group reads beyond the store's place. A log that was put back to somewhere in between would look as if
+    nothing had happened to it, and what was read there would count as being in the log.
+    """
+    found: dict[int, bool | None] = {}
+    for partition, (position, origin, seq) in places.highest().items():
+        log, offset = bounds.get(partition), stored.get(partition)
+        if log is None or offset is None or offset.log != log.identity:
+            continue
+        if position <= offset.position or position < log.first:
+            continue
+        message = await connector.peek(topic, partition, position) if position < log.end else None
+        events = [] if message is None else [each.event for each in arrivals(message, topic, None)]
+        if not any(event is not None and (event.origin, event.seq) == (origin, seq) for event in events):
+            found[partition] = False
+    return found

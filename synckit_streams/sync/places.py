@@ -181,6 +181,15 @@ class Places:
                 return run.partition
         return None
 
+    def highest(self) -> dict[int, tuple[int, str, int]]:
+        """Per partition: the greatest position at which an event was read, and that event's origin and number."""
+        found: dict[int, tuple[int, str, int]] = {}
+        for origin, runs in self._runs.items():
+            for run in runs:
+                if run.high > found.get(run.partition, (0, "", 0))[0]:
+                    found[run.partition] = (run.high, origin, run.first + run.positions.index(run.high))
+        return found
+
     def forget(self, partition: int) -> None:
         """The log of this partition was lost or put back."""
         self._low.pop(partition, None)

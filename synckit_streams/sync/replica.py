@@ -351,6 +351,8 @@ class Replica:
             return None
         if stored.log != identity:
             return AlarmKind.RECREATED
+        if given.witness.get(partition) is False:
+            return AlarmKind.REWOUND
         if stored.position == 0:
             return None
         if stored.position >= end:

@@ -20,8 +20,8 @@ from synckit_streams.testing.brokers import Server
 from tests.acceptance.kit import Make, Recorder, drafts, eventually, ids, same
 
 GROUP = "billing"
-GROUPED = ["memory"]
-SERVERS: list[str] = []
+GROUPED = ["memory", "nats", "redis"]
+SERVERS = ["nats_server", "redis_server"]
 """Who has groups; the others refuse one, see below."""
 
 
@@ -253,6 +253,43 @@ async def test_a_group_of_a_connector_without_groups_is_refused_at_once() -> Non
     wrong: Any = 7
     with pytest.raises(ConfigError):
         SyncNode("worker", store="memory:", connectors=["memory://x"], topics=["t"], group=wrong)
+
+
+async def test_a_log_that_was_put_back_to_beyond_the_place_of_its_worker(
+    make: Make, memory: MemoryBroker, topic: str
+) -> None:
+    """What it had read beyond its place is not in the log any more, and goes out again."""
+    url = f"memory://{memory.name}"
+    worker = await make("worker", f"{url}?client=worker", group=GROUP, observer=(recorder := Recorder()))
+    await worker.start_auto_sync()
+    await eventually(lambda: settled_by(worker, topic))
+    lost = memory.drop(reader="worker", times=1)  # on the way: its group stays before it for as long as it waits
+    await wrote(make, url, topic, 1)
+    await eventually(lambda: lost.hits)
+    await worker.append_many(drafts(topic, 40, start=100))
+    await eventually(lambda: placed(worker, topic, 40))
+    memory.down = True
+    await worker.close()
+    memory.heal()
+    memory.rewind(topic, 20)
+    worker = await make("worker", url, group=GROUP, observer=recorder)
+    newcomer = await make("newcomer", url)
+    assert (await worker.sync()).complete
+    assert (await newcomer.sync()).complete
+    assert len(await ids(newcomer, topic)) == 41
+    assert "rewound" in recorder.alarms()
+
+
+async def settled_by(node: SyncNode, topic: str) -> bool:
+    """Whether it has looked at the log."""
+    return bool(await node.store.offsets())
+
+
+async def placed(node: SyncNode, topic: str, count: int) -> bool:
+    """Whether it has read back so much of what it wrote."""
+    return (
+        sum([len(run.positions) for name in await node.store.offsets() for run in await node.store.runs(name)]) >= count
+    )
 
 
 async def test_a_place_that_was_trimmed_does_not_keep_a_worker_waiting(

@@ -93,3 +93,9 @@ def test_what_lies_at_or_past_a_place_is_what_a_dictionary_says(seed: int) -> No
             dot for dot, (where, position) in model.items() if dot in wanted and position >= threshold[where]
         )
         assert places.at_or_past(wanted, threshold) == expected
+        highest = places.highest()
+        assert {where: place for where, (place, _, _) in highest.items()} == {
+            where: max(place for of, place in model.values() if of == where)
+            for where in {of for of, _ in model.values()}
+        }
+        assert all(model[origin, seq] == (where, place) for where, (place, origin, seq) in highest.items())
