@@ -36,6 +36,7 @@ from synckit_streams.runtime.envelope import fingerprint, to_messages
 from synckit_streams.runtime.intake import Intake
 from synckit_streams.runtime.membership import Membership, places_of, witness_beyond
 from synckit_streams.runtime.paging import PageSize
+from synckit_streams.runtime.retention import Retention
 from synckit_streams.sync import protocol
 
 MESSAGES_MAX = 1_000
@@ -127,6 +128,7 @@ class Session:
         self._listened: set[str] = set()
         self._firsts: set[tuple[type[Work], str]] = set()
         self._echoes = Echoes()
+        self.retention = Retention(link.name, link.connector, link.driver)
         self._page_size = PageSize(self.driver.settings.batch_events)
         self._changed = changed
         self._committed = asyncio.Event()
@@ -379,6 +381,7 @@ class Session:
                 await self.link.connector.announce(effect.digest.topic, self.driver.settings.node, body)
                 self._announcing -= 1
                 self._note(effect, effect.digest.topic)
+                await self.retention.trim(effect.digest.topic)
             else:
                 bounds = await self.link.connector.bounds(effect.topic)
                 self._note(effect, effect.topic)

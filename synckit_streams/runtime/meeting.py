@@ -134,6 +134,8 @@ class Meeting:
             if not self._joining and all(session.settled() for session in self._sessions):
                 for session in self._sessions:
                     session.link.failures = 0
+                    for topic in self._driver.settings.topics:
+                        await session.retention.trim(topic)
                 return
             for session in self._sessions:
                 session.watch_progress()

@@ -44,6 +44,7 @@ from synckit_streams.runtime.settings import (
     check_part,
     check_projections,
     check_seconds,
+    check_trim,
 )
 from synckit_streams.runtime.turns import Turns
 from synckit_streams.sync.conflict import ConflictResolver, Resolution, conflict_of, resolve
@@ -82,6 +83,8 @@ class SyncNode:
         group: Read as a member of this consumer group at the broker, which divides the messages over the workers that
             share this node's store. Without it every node reads everything, from its own store's place.
         bridge: Meet over all connectors at once, and pass on what came by one to the others.
+        trim: Take away from the broker what every node has read, where the connector can (Redis). Needed on one node
+            only. Whoever comes later gets what he lacks from the stores of the others.
         observer: Told of everything; see `synckit_streams.ports.telemetry`.
         held_max: How many events may wait here for their causes.
         clock_leap_ms_max: How far this machine's clock may leap between two writes.
@@ -107,6 +110,7 @@ class SyncNode:
         push_only: bool = False,
         pull_only: bool = False,
         group: str = "",
+        trim: bool = False,
         bridge: bool = False,
         observer: Observer | None = None,
         held_max: int = 10_000,
@@ -133,6 +137,7 @@ class SyncNode:
         ]
         check_links(names)
         check_group(group, made)
+        check_trim(trim, made)
         settings = Settings(
             node=node_id,
             topics=tuple(dict.fromkeys(topics)),
@@ -141,6 +146,7 @@ class SyncNode:
             push_only=push_only,
             pull_only=pull_only,
             group=group,
+            trim=trim,
             bridge=bridge,
             held_max=held_max,
             clock_leap_ms_max=clock_leap_ms_max,

@@ -38,6 +38,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     push_only: bool = False
     pull_only: bool = False
     group: str = ""
+    trim: bool = False
     bridge: bool = False
     held_max: int = 10_000
     clock_leap_ms_max: int = 600_000
@@ -138,6 +139,22 @@ def check_bridge(connectors: Sequence[Any], group: str, bridge: Any) -> None:
         )
     if bridge and group:
         raise ConfigError("a bridge reads every log whole, and not a group's share", hint="leave group or bridge out")
+
+
+def check_trim(trim: Any, connectors: Sequence[Connector]) -> None:
+    """That some connector can, where it is asked for.
+
+    Raises:
+        ConfigError: it is neither True nor False.
+        FeatureUnsupported: no connector can.
+    """
+    if not isinstance(trim, bool):
+        raise ConfigError(f"trim={trim!r:.80} is neither True nor False")
+    if trim and not any(connector.features.trims for connector in connectors):
+        raise FeatureUnsupported(
+            "no connector of this node trims a log by what everybody has",
+            hint="leave trim out, and let the broker's own retention do it",
+        )
 
 
 def check_packing(packing: str) -> None:

@@ -46,6 +46,9 @@ class Flight(NamedTuple):
 
 _NOTHING = Seen()
 
+RETIRED_MS = 7 * 24 * 3600 * 1000
+"""A node that was silent for so long is not waited for before a log is trimmed."""
+
 
 class Channel:
     """See the module's text."""
@@ -259,6 +262,23 @@ class Channel:
     def next_positions(self) -> dict[int, tuple[str, int]]:
         """The reader's place: per partition the broker's identity and the next position."""
         return {at: (identity, self.position.get(at, 0) + 1) for at, identity in self.identity.items()}
+
+    def read_by_all(self, now_ms: int) -> dict[int, int]:
+        """Per partition, the first position that somebody has still to read; nothing if nobody else has read anything.
+
+        Whoever was silent for `RETIRED_MS` does not count. A peer whose place is in another log has read nothing here.
+        """
+        peers = [each for each in self.peers.values() if each.digest.takes and now_ms - each.said_ms <= RETIRED_MS]
+        if not peers or not self.joined:
+            return {}
+        found: dict[int, int] = {}
+        for partition, identity in self.identity.items():
+            places = [peer.digest.places.get(partition, ("", 0)) for peer in peers]
+            least = min(position if of == identity else 0 for of, position in places)
+            least = min(least, self._next(partition))
+            if least > self.first.get(partition, 1):
+                found[partition] = least
+        return found
 
     def owed_to(self, peer: Peer, summary: Summary) -> Seen:
         """What a peer lacks and will not come across: not in the current log at or past its place.

@@ -154,6 +154,11 @@ class Replica:
         channel = self._channels.get((link, topic))
         return channel is None or not channel.loaded
 
+    def read_by_all(self, link: str, topic: str) -> dict[int, int]:
+        """Per partition of a log, the first position that some node has still to read; see `Channel.read_by_all`."""
+        channel = self._channels.get((link, topic))
+        return {} if channel is None else channel.read_by_all(self._now_ms)
+
     def live(self, peer: Peer) -> bool:
         """Whether a peer's digest is fresh enough for it to count as live."""
         return self._now_ms - peer.said_ms <= self._lease_ms

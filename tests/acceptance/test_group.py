@@ -20,15 +20,6 @@ from synckit_streams.testing.brokers import Server
 from tests.acceptance.kit import Make, Recorder, drafts, eventually, ids, same
 
 GROUP = "billing"
-GROUPED = ["memory", "nats", "redis"]
-SERVERS = ["nats_server", "redis_server"]
-"""Who has groups; the others refuse one, see below."""
-
-
-@pytest.fixture(params=GROUPED)
-def url(request: pytest.FixtureRequest) -> str:
-    found: str = request.getfixturevalue(f"{request.param}_url")
-    return found
 
 
 async def wrote(make: Make, url: str, topic: str, times: int, *, start: int = 0) -> list[str]:
@@ -148,7 +139,6 @@ async def test_poison_is_set_aside_and_acknowledged(make: Make, url: str, topic:
         await eventually(lambda: settled(connector, topic))
 
 
-@pytest.mark.parametrize("server", SERVERS, indirect=True)
 async def test_a_server_that_is_put_back_under_a_group(make: Make, topic: str, tmp_path: Path, server: Server) -> None:
     """Log and group go back together, and more is written than there was: all is healed in the end."""
     worker = await make("worker", server.url, group=GROUP, observer=(recorder := Recorder()))

@@ -134,6 +134,7 @@ def complete(store: str | EventStore, connector: str) -> SyncNode:
         packing="batch",
         push_only=False,
         pull_only=False,
+        trim=False,
         group="billing",
         bridge=False,
         observer=None,
