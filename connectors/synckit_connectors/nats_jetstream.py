@@ -144,10 +144,11 @@ class NatsConnector(WithoutTrimming):
         """See `Connector.send`. The messages that are not refused are stored, whatever happens to the others."""
         await self._link.ready()
         name = stream_name(topic)
-        position = await publish(self._link, name, [self._outgoing(name, each) for each in messages])
+        prefix = subjects(name)[0][:-1]
+        position = await publish(self._link, name, [self._outgoing(prefix, each) for each in messages])
         return {0: position} if messages else {}
 
-    def _outgoing(self, stream: str, message: Message) -> Outgoing:
+    def _outgoing(self, prefix: str, message: Message) -> Outgoing:
         headers = message.headers
         text = "".join(headers.values())
         if not (self._good_names.issuperset(headers) and " " not in text and carried(text)):
@@ -171,8 +172,7 @@ class NatsConnector(WithoutTrimming):
                 hint=f"at most {ID_CHARS_MAX} characters of printable ASCII without blanks around them",
             )
         sent = {"Nats-Msg-Id": message.id, **headers} if message.id else dict(headers)
-        subject = subjects(stream)[0][:-1] + hashed(message.partition_key)
-        return Outgoing(message.id, subject, sent, message.body, size)
+        return Outgoing(message.id, prefix + hashed(message.partition_key), sent, message.body, size)
 
     @asynccontextmanager
     async def receive(

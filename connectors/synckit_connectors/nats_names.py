@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+from functools import lru_cache
 from hashlib import sha256
 
 from synckit_streams.ports.connector import Message
@@ -14,6 +15,7 @@ SAFE_TOKEN = re.compile(r"[A-Za-z0-9_-]+")
 _SHORT_TOKEN = re.compile(r"[A-Za-z0-9_-]{1,64}")  # it is also the name of a file on the server
 
 
+@lru_cache(maxsize=10_000)
 def hashed(text: str) -> str:
     """A subject token for any text."""
     return base64.b32encode(sha256(text.encode()).digest())[:26].decode()

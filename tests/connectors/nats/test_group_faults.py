@@ -18,7 +18,7 @@ from synckit_streams.errors import ConnectorError, Timeout, Unavailable
 from synckit_streams.ports.connector import Connector, Member, Progress
 from synckit_streams.testing.brokers import NatsServer
 from synckit_streams.testing.connector_contract import bodies
-from tests.connectors.nats.kit import Proxy, numbers, running, texts, until
+from tests.connectors.nats.kit import Proxy, administrator, numbers, running, texts, until
 
 PROGRAM = Path(__file__).parent / "member.py"
 
@@ -121,6 +121,34 @@ async def test_only_what_was_not_on_disk_comes_again(tmp_path: Path, topic: str)
                 assert (await connector.progress(topic, group="g")).acknowledged == {0: 100}
                 await member.ack(held)
                 assert (await connector.progress(topic, group="g")).acknowledged == {0: 200}
+
+
+async def test_a_delivery_that_the_server_has_forgotten(nats_server: NatsServer, topic: str) -> None:
+    """Killed before it wrote that it delivered: it would not answer to the acknowledgement. The messages come again."""
+    now = asyncio.get_running_loop().time
+    async with (
+        running(nats_server.url, timeout_s=20, ack_wait_s=1.0) as connector,
+        joined(connector, topic) as member,
+    ):
+        forgotten, sent = False, 0
+        while not forgotten:
+            await connector.send(topic, numbers(sent + 1, sent + 20))
+            sent += 20
+            batch = await anext(member)
+            await asyncio.to_thread(nats_server.kill)
+            await asyncio.to_thread(nats_server.start)
+            async with administrator(nats_server.url) as admin:
+                info = await admin.consumer_info(f"sk-{topic}", "skg-g")
+            forgotten = info.delivered.stream_seq < batch[-1].position
+            started = now()
+            await member.ack(batch)
+            assert now() - started < 3
+        done: set[int] = set()
+        while (await connector.progress(topic, group="g")).lag:
+            batch = await anext(member)
+            done |= {each.position for each in batch}
+            await member.ack(batch)
+        assert sent in done
 
 
 async def test_members_come_and_go_every_second(nats_url: str, topic: str) -> None:

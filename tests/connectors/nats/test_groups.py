@@ -198,19 +198,23 @@ async def test_a_member_leaves_nothing_behind(nats_url: str, topic: str) -> None
 
 
 async def test_what_waits_in_a_member_keeps_its_time(nats_url: str, topic: str) -> None:
-    """What was read ahead of a slow worker has the whole time when it is handed out: nothing comes twice."""
+    """What was read ahead of a slow worker has the whole time when it is handed out: nobody else gets it meanwhile."""
     async with running(nats_url, ack_wait_s=1.0) as connector:
-        await connector.send(topic, numbers(1, 60))
-        attempts: list[int] = []
+        await connector.send(topic, numbers(1, 40))
         async with joined(connector, topic, batch_max=20) as member:
-            while len(attempts) < 60:
-                batch = await anext(member)
-                attempts += [each.attempt for each in batch]
-                worked_until = asyncio.get_running_loop().time() + 0.75
-                await until(lambda at=worked_until: asyncio.get_running_loop().time() >= at)  # type: ignore[misc]
-                await member.ack(batch)
-            assert await whatever_comes(member) == []
-        assert attempts == [1] * 60
+            batches = [await anext(member)]
+            async with joined(connector, topic, batch_max=20) as other:
+                waiting = asyncio.ensure_future(anext(other))
+                for _ in range(2):
+                    await asyncio.wait([waiting], timeout=0.75)  # at work
+                    await member.ack(batches[-1])
+                    if len(batches) == 1:
+                        batches.append(await anext(member))
+                assert not waiting.done()
+                waiting.cancel()
+                await asyncio.wait([waiting])
+            assert [each.attempt for batch in batches for each in batch] == [1] * 40
+            assert (await connector.progress(topic, group="g")).lag == 0
 
 
 async def test_long_work_is_extended(nats_url: str, topic: str) -> None:
@@ -228,6 +232,60 @@ async def test_long_work_is_extended(nats_url: str, topic: str) -> None:
             waiting.cancel()
             await asyncio.wait([waiting])
             assert (await connector.progress(topic, group="g")) == Progress({0: 30}, 0, 0)
+
+
+async def test_what_was_taken_away_is_the_others_to_judge(nats_url: str, topic: str) -> None:
+    """Too slow: another has it now. It is not given back or given up under his hands; that it is done counts."""
+    now = asyncio.get_running_loop().time
+    async with running(nats_url, ack_wait_s=0.5) as slow_one, running(nats_url) as connector:
+        await connector.send(topic, numbers(1, 4))
+        async with joined(slow_one, topic, batch_max=1) as slow, joined(connector, topic) as quick:
+            late = await take(slow, 4)  # all that it may hold: it asks for nothing more
+            over = now() + 0.55
+            again = await take(quick, 4)
+            await until(lambda: now() > over)  # by the clock of the slow one, too
+            for verb in (slow.nack, slow.term, slow.extend):
+                await verb(late)
+                await quick.extend(again)
+            assert await whatever_comes(quick) == []
+            assert await connector.progress(topic, group="g") == Progress({0: 0}, 0, 4)
+            await slow.ack(late[:1])
+            assert (await connector.progress(topic, group="g")).pending == 3
+            await quick.ack(again)
+            assert await connector.progress(topic, group="g") == Progress({0: 4}, 0, 0)
+
+
+async def test_a_member_that_never_acknowledges_gets_it_again(nats_url: str, topic: str) -> None:
+    """It holds all it may; what it lost makes room, and it is asked for anew."""
+    async with running(nats_url, ack_wait_s=0.5) as connector:
+        await connector.send(topic, numbers(1, 6))
+        async with joined(connector, topic, batch_max=1) as member, asyncio.timeout(10):
+            assert positions(await take(member, 4)) == [1, 2, 3, 4]
+            again: list[Delivery] = []
+            while {1, 2, 3, 4} - set(positions(again)):
+                again += await anext(member)
+            assert all(each.attempt > 1 for each in again if each.position < 5)
+            await member.ack(again)
+            while 6 not in positions(again):
+                again = await anext(member)
+                await member.ack(again)
+
+
+async def test_a_batch_ascends_also_where_something_comes_again(nats_url: str, topic: str) -> None:
+    """What comes again behind later messages is in a batch of its own."""
+    async with administrator(nats_url) as admin, running(nats_url) as connector:
+        await connector.send(topic, numbers(1, 10))
+        async with joined(connector, topic) as member:
+            await member.nack(await take(member, 10), delay_s=0.2)
+            await connector.send(topic, numbers(11, 20))
+
+            async def came_again() -> bool:
+                info = await admin.consumer_info(f"sk-{topic}", CONSUMER)
+                return bool(info.num_redelivered == 10 and info.num_pending == 0)
+
+            await until(came_again)
+            batches = [await anext(member), await anext(member)]
+            assert [positions(batch) for batch in batches] == [list(range(11, 21)), list(range(1, 11))]
 
 
 async def test_the_server_keeps_a_delay(nats_url: str, topic: str) -> None:
