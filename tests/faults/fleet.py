@@ -65,9 +65,10 @@ class Fleet:
         topic: What they share.
         urls: Where each of them meets the others.
         seed: Decides what is written, and when.
+        group: The first one reads as a member of it.
     """
 
-    def __init__(self, folder: Path, topic: str, urls: Sequence[str], seed: int) -> None:
+    def __init__(self, folder: Path, topic: str, urls: Sequence[str], seed: int, *, group: str = "") -> None:
         print(f"seed {seed}")  # noqa: T201 - what to play again
         self.dice = random.Random(seed)
         self.topic = topic
@@ -82,6 +83,7 @@ class Fleet:
                 topics=[topic],
                 projections=[Tally(topic)],
                 packing="batch" if number % 2 else "event",
+                group="" if number else group,
                 observer=self.recorder,
             )
             for number, url in enumerate(urls)
