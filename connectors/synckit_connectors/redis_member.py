@@ -302,7 +302,8 @@ class Member(Waiting):
         """What comes again: the next of what somebody has had for too long, and of what nobody has."""
         if now >= self._sweep_at:
             self._sweep_at = now + self.line.options.ack_wait_s
-            await client.eval(SWEEP, 1, self.stream, self._group, self._name, NOBODY, self._wait_ms)
+            idle_ms = max(self._wait_ms, int(4 * POLL_S * 1000))  # whoever lives asks more often
+            await client.eval(SWEEP, 1, self.stream, self._group, self._name, NOBODY, idle_ms)
         keys = self._source.keys
         while True:
             asked = (self._group, self._name, self._wait_ms, self._cursor, self._claim_count, self._source.identity)
