@@ -79,10 +79,8 @@ class KafkaConnector(WithoutTrimming):
         if not records:
             return {}
         await self._logs.make(name)
-        ends: dict[int, int] = {}
-        for sent in await self._logs.produce(name, records):
-            ends[sent.partition] = max(ends.get(sent.partition, 0), sent.offset + 1)
-        return ends
+        sent = await self._logs.produce(name, records, self.options.partitions)
+        return {number: last.offset + 1 for number, last in sent.items()}
 
     @asynccontextmanager
     async def receive(

@@ -8,16 +8,27 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from synckit_connectors.kafka_clients import KafkaClients
-from synckit_connectors.kafka_wire import FRAME_BYTES, LAST, NEXT, described, log_of, mark_of, message_of
+from synckit_connectors.kafka_wire import (
+    FRAME_BYTES,
+    LAST,
+    NEXT,
+    Record,
+    described,
+    log_of,
+    mark_of,
+    message_of,
+    partition_of,
+)
 from synckit_streams.errors import Rejected, Unavailable
 from synckit_streams.ports.connector import Bounds, Message
 
 if TYPE_CHECKING:
-    from aiokafka import AIOKafkaConsumer, ConsumerRecord
+    from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord
+    from aiokafka.producer.message_accumulator import BatchBuilder
 
 DIGEST_SEGMENT_MS = 10 * 60 * 1000
 """Kafka compacts no segment that is still written to, and who listens reads all that was not compacted."""
@@ -29,6 +40,14 @@ TOPIC_UNAUTHORISED = 29
 TOPIC_EXISTS = 36
 LOOK_AGAIN = "look at the bounds, and receive from there"
 """The hint of an error that says that a log is not the one that it was."""
+
+
+class Sent(NamedTuple):
+    """Where the last record of a call lies in a partition, and when the broker got it: in milliseconds, -1 if it does
+    not say."""
+
+    offset: int
+    timestamp: int
 
 
 class KafkaLogs(KafkaClients):
@@ -197,26 +216,34 @@ class KafkaLogs(KafkaClients):
             return ""
         return f"{there} is another message now: the log was put back or made anew"
 
-    async def produce(self, name: str, records: Sequence[tuple[bytes | None, bytes | None, Any]]) -> list[Any]:
-        """Send, and give what the broker says of each."""
+    async def produce(self, name: str, records: Sequence[Record], partitions: int = 1) -> dict[int, Sent]:
+        """Send, and give what the broker says of the last one in each partition.
 
+        In batches that we fill: aiokafka would make a future for every message, which costs as much as all the rest.
+        """
         loop, timeout_s = asyncio.get_running_loop(), self.options.timeout_s
 
-        async def produce() -> list[Any]:
+        async def produce() -> dict[int, Sent]:
             producer = await self.producer()
+            waiting: list[tuple[int, int, asyncio.Future[Any]]] = []
             try:
-                waiting = []
-                # A producer that is let go of meanwhile would keep whoever asks it for a partition waiting for ever.
+                # A producer that is let go of meanwhile would keep whoever hands it something waiting for ever.
                 async with asyncio.timeout(timeout_s) as limit:
-                    for key, value, headers in records:
-                        waiting.append(await producer.send(name, value, key=key, headers=headers))
+                    for number, batch in _batches(producer, records, partitions):
+                        batch.close()
+                        sent = await producer.send_batch(batch, name, partition=number)
+                        waiting.append((number, batch.record_count(), sent))
                         limit.reschedule(loop.time() + timeout_s)
-                await self._acknowledged(waiting)
-                return [each.result() for each in waiting]
+                await self._acknowledged([sent for _, _, sent in waiting])
             except Exception:
                 self.made.discard(name)  # it may be that the topic is not there any more
                 await self.dismiss(producer)
                 raise
+            ends: dict[int, Sent] = {}
+            for number, count, sent in waiting:
+                there = sent.result()
+                ends[number] = Sent(there.offset + count - 1, there.timestamp)
+            return ends
 
         return await self.patiently(produce)
 
@@ -237,6 +264,22 @@ class KafkaLogs(KafkaClients):
                 raise Unavailable(f"{self.address} acknowledges nothing")
             for each in done:
                 each.result()
+
+
+def _batches(
+    producer: AIOKafkaProducer, records: Sequence[Record], partitions: int
+) -> Iterator[tuple[int, BatchBuilder]]:
+    """The records, in their order within a partition, in batches that are not larger than a producer's."""
+    batches: dict[int, BatchBuilder] = {}
+    for key, value, headers in records:
+        number = partition_of(key, partitions) if partitions > 1 else 0
+        batch = batches.get(number)
+        if batch is None or batch.append(timestamp=None, key=key, value=value, headers=headers) is None:
+            if batch is not None:
+                yield number, batch
+            batch = batches[number] = producer.create_batch()
+            batch.append(timestamp=None, key=key, value=value, headers=headers)  # the first one may have any size
+    yield from batches.items()
 
 
 def _told(sent: asyncio.Future[Any]) -> None:

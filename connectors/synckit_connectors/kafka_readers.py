@@ -190,7 +190,8 @@ class Listener(Reader):
         logs, name = self.logs, self._name
         ((first, _),) = await logs.ends(name, 1, digests=True)
         # A record without a node: where it lies is the end of what was there, and its time is the broker's now.
-        (mark,) = await logs.produce(name, [(b"", None, [])])
+        mark = (await logs.produce(name, [(b"", None, [])]))[0]
+        now_ms = mark.timestamp if mark.timestamp >= 0 else time.time_ns() // 1_000_000
         where = TopicPartition(name, 0)
         kept: dict[str, Announced] = {}
         try:
@@ -208,7 +209,7 @@ class Listener(Reader):
                         node = (record.key or b"").decode(errors="replace")
                         kept.pop(node, None)
                         if node and record.value:
-                            age_s = max(0.0, (mark.timestamp - record.timestamp) / 1000)
+                            age_s = max(0.0, (now_ms - record.timestamp) / 1000)
                             kept[node] = Announced(node, record.value, age_s)
             consumer.seek(where, mark.offset + 1)
         except ConnectorError:

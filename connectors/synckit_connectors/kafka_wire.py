@@ -9,6 +9,7 @@ import math
 import re
 import ssl
 from collections.abc import Mapping
+from functools import lru_cache
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from urllib.parse import parse_qsl, unquote
@@ -47,6 +48,8 @@ HANDOVER_S_MAX = 600.0
 IDLE_S_MAX = 1_000_000.0
 
 _MEMBER = re.compile(r"[A-Za-z0-9_-]{1,200}")
+_UNEVEN = re.compile(r'[ %"]')
+"""What is written in another way in a CloudEvent, or must not stand around a value."""
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_-]{1,200}")
 _PORT = 9092
 _SILENT = logging.NullHandler()
@@ -57,7 +60,7 @@ WHY_S = 2.0
 NEXT, LAST = "next", "last"
 """What a group's note at its position is about: the message that comes next, or the one that was last."""
 
-Record = tuple[bytes, bytes, list[tuple[str, bytes]]]
+Record = tuple[bytes, bytes | None, list[tuple[str, bytes]]]
 
 
 class KafkaOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -270,6 +273,36 @@ def checked(message: Message) -> Record:
         Rejected: an id or a header that not every broker could carry.
         TooLarge: more than `BYTES_MAX`.
     """
+    values = message.headers.values()
+    told = message.id + "".join(values)
+    # Nearly all have the same few headers, and nothing in them that would be written in another way: one look at all.
+    if told.isascii() and told.isprintable() and not _UNEVEN.search(told) and len(message.id) <= ID_CHARS_MAX:
+        try:
+            names, names_bytes = _names_of(tuple(message.headers))
+        except Rejected:
+            _one_by_one(message)
+            raise
+        headers = [(ID_HEADER, message.id.encode())]
+        headers += zip(names, [value.encode() for value in values], strict=True)
+        size = len(message.body) + len(told) - len(message.id) + names_bytes
+    else:
+        headers, size = _one_by_one(message)
+    if size > BYTES_MAX:
+        raise TooLarge(f"message {message.id!r} has {size} bytes; a Kafka topic of ours takes {BYTES_MAX}")
+    key = message.partition_key
+    # The key decides the partition; a long one by its hash, since Kafka would keep it with every record.
+    return (key if len(key) <= KEY_CHARS_MAX else _hash(key)).encode(), message.body, headers
+
+
+@lru_cache(maxsize=1000)
+def _names_of(names: tuple[str, ...]) -> tuple[list[str], int]:
+    """Kafka's names of headers whose values have nothing special in them, and how many bytes ours take."""
+    empty = Message("", "", dict.fromkeys(names, ""), b"")
+    headers, size = _one_by_one(empty)
+    return [name for name, _ in headers[1:]], size
+
+
+def _one_by_one(message: Message) -> tuple[list[tuple[str, bytes]], int]:
     if len(message.id) > ID_CHARS_MAX or not _carried(message.id):
         raise Rejected(f"message id {message.id[:ID_CHARS_MAX]!r} is too long or not printable ASCII")
     headers = [(ID_HEADER, message.id.encode())]
@@ -282,18 +315,26 @@ def checked(message: Message) -> Record:
             )
         headers.append(_as_kafka(message, name, value))
         size += len(name) + len(value)
-    if size > BYTES_MAX:
-        raise TooLarge(f"message {message.id!r} has {size} bytes; a Kafka topic of ours takes {BYTES_MAX}")
-    key = message.partition_key
-    # The key decides the partition; a long one by its hash, since Kafka would keep it with every record.
-    return (key if len(key) <= KEY_CHARS_MAX else _hash(key)).encode(), message.body, headers
+    return headers, size
+
+
+@lru_cache(maxsize=10_000)
+def partition_of(key: bytes, partitions: int) -> int:
+    """By murmur2, as Kafka's own producer: whoever else writes there keeps the order of an aggregate."""
+    from aiokafka.partitioner import murmur2
+
+    hashed: int = murmur2(key)
+    return (hashed & 0x7FFFFFFF) % partitions
 
 
 def _as_kafka(message: Message, name: str, value: str) -> tuple[str, bytes]:
     """A CloudEvents attribute as the Kafka binding wants it: `ce_`, in UTF-8; the media type under its usual name."""
     if not name.startswith(PREFIX) or f"{PREFIX}specversion" not in message.headers:
         return name, value.encode()
-    text = from_header_value(value) if "%" in value else value
+    try:
+        text = from_header_value(value) if "%" in value else value
+    except ValueError:
+        text = ""
     if to_header_value(text) != value:
         raise Rejected(f"message {message.id!r} has a header {name!r} that is not percent-encoded as it should be")
     if name == TYPE_ATTRIBUTE:
@@ -307,6 +348,39 @@ def _carried(text: str) -> bool:
 
 def message_of(record: ConsumerRecord) -> Message:
     """Also of a record that somebody else wrote, with whatever bytes in it."""
+    try:
+        values = [value.decode() for _, value in record.headers]
+        key = record.key.decode()
+    except (AttributeError, UnicodeDecodeError):  # not there, or not text
+        return _with_care(record)
+    told = "".join(values)
+    if not (told.isascii() and told.isprintable()) or _UNEVEN.search(told):
+        return _with_care(record)
+    names = _our_names_of(tuple([name for name, _ in record.headers]))
+    if names is None:
+        return _with_care(record)
+    return Message(values[0], key, dict(zip(names, values[1:], strict=True)), record.value or b"")
+
+
+@lru_cache(maxsize=1000)
+def _our_names_of(names: tuple[str, ...]) -> list[str] | None:
+    """Our names of a record's headers, the id left out; None if it is not one as we write them."""
+    if not names or names[0] != ID_HEADER or len(set(names)) < len(names):
+        return None
+    if f"{KAFKA_PREFIX}specversion" not in names:
+        return list(names[1:])
+    ours = [
+        TYPE_ATTRIBUTE
+        if name == CONTENT_TYPE
+        else f"{PREFIX}{name.removeprefix(KAFKA_PREFIX)}"
+        if name.startswith(KAFKA_PREFIX)
+        else name
+        for name in names[1:]
+    ]
+    return ours if len(set(ours)) == len(ours) else None
+
+
+def _with_care(record: ConsumerRecord) -> Message:
     texts = {name: (value or b"").decode(errors="replace") for name, value in record.headers}
     id = texts.pop(ID_HEADER, "")
     if f"{KAFKA_PREFIX}specversion" in texts:

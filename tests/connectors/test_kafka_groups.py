@@ -119,6 +119,11 @@ async def until_settled(connector: KafkaConnector, topic: str) -> None:
     await until(settled)
 
 
+async def is_stable(url: str, topic: str, *, members: int) -> bool:
+    state, there = await generation(url, topic)
+    return state == "Stable" and len(there) == members
+
+
 async def is_empty(connector: KafkaConnector, topic: str) -> bool:
     return (await connector.bounds(topic))[0].end == 1
 
@@ -381,7 +386,12 @@ async def test_a_topic_made_anew_is_read_from_its_beginning(
             await admin.delete_topics([f"sk-{topic}"])
         await until(lambda: is_empty(sender, topic))
         await sender.send(topic, [message(body=b"new %d" % number) for number in range(count)])
+
+        async def forgotten() -> bool:
+            return not await committed(kafka_url, topic)
+
         # Kafka forgets a group's position with the topic; a cluster whose directory was put back does not.
+        await until(forgotten)
         consumer = AIOKafkaConsumer(
             bootstrap_servers=kafka_url.removeprefix("kafka://"),
             group_id=f"sk-{topic}.{GROUP}",
@@ -448,16 +458,13 @@ async def test_a_static_member_that_restarts_finds_its_partitions_again(kafka_ur
     ):
         async with joined(kafka_url, topic, batch_max=5, member="restarts", **options) as member:
             theirs, ours = asyncio.ensure_future(anext(other)), asyncio.ensure_future(anext(member))
-            # Both have a part: each partition has something for whoever has it.
+            # Nothing is there to be had before the group has settled, and then each has a partition.
+            await until(lambda: is_stable(kafka_url, topic, members=2))
             await sender.send(topic, messages(200, keys=50))
             await asyncio.wait([theirs, ours])
             mine = {each.partition for each in ours.result()}
-            while not mine.isdisjoint(each.partition for each in theirs.result()):  # one had both for a moment
-                await other.nack(theirs.result())
-                theirs = asyncio.ensure_future(anext(other))
-                await theirs
-        state, _ = await generation(kafka_url, topic)
-        assert state == "Stable"
+            assert mine.isdisjoint(each.partition for each in theirs.result())
+        assert await is_stable(kafka_url, topic, members=2)
         async with joined(kafka_url, topic, batch_max=5, member="restarts", **options) as member:
             again = await anext(member)
             assert {each.partition for each in again} == mine
