@@ -38,6 +38,8 @@ log = logging.getLogger("synckit_connectors.nats_jetstream")
 CONNECT_S = 2.8
 """For one attempt to connect, all servers of the URL together."""
 RECONNECT_PAUSE_S = 0.25
+ASKED_TIMES = 5
+"""How often a question is asked within `timeout_s` until it is answered."""
 
 _BLANKS = " \t\n\r\x0b\x0c"  # of bytes; to a text there are more
 _ODD_NAME = re.compile(r"[^\x00-\x7f]|\s")
@@ -227,8 +229,8 @@ class Wire:
         except _nats_errors().Error as error:
             raise _translate(error, f"could not publish at {self._address}") from error
 
-    async def request(self, subject: str, body: bytes = b"", *, patience_s: float | None = None) -> Msg:
-        """Ask, and wait for the answer; for `timeout_s` if not told otherwise."""
+    async def request(self, subject: str, body: bytes = b"", *, patience_s: float | None = None, times: int = 1) -> Msg:
+        """Ask, and wait for the answer; for `timeout_s` if not told otherwise, and asking so many times meanwhile."""
         patience_s = self._options.timeout_s if patience_s is None else patience_s
         answer: asyncio.Future[Msg] = self._loop.create_future()
         answer.add_done_callback(lambda done: done.cancelled() or done.exception())  # when publish raises, nobody waits
@@ -243,8 +245,12 @@ class Wire:
         token = self.expect(on_answer)
         heard = self.heard
         try:
-            await self.publish(subject, body, reply=self.inbox + token)
             async with asyncio.timeout(patience_s):
+                for _ in range(times):
+                    await self.publish(subject, body, reply=self.inbox + token)
+                    await asyncio.wait({answer}, timeout=patience_s / times)
+                    if answer.done():
+                        break
                 msg = await answer
         except TimeoutError:
             error: ConnectorError = Timeout(f"no answer from {self._address} to {subject} within {patience_s:g} s")
@@ -262,7 +268,9 @@ class Wire:
     async def ask(self, what: str, body: object = None) -> Answer:
         """Ask the JetStream API. An error in the answer is the caller's to judge."""
         payload = b"" if body is None else json.dumps(body).encode()
-        msg = await self.request(f"{self._options.api}.{what}", payload)
+        # A cluster that has no leader just then does not answer at all. It may be asked again: asking twice does no
+        # more than asking once, also where something is made.
+        msg = await self.request(f"{self._options.api}.{what}", payload, times=ASKED_TIMES)
         return decode(decode_answer, msg.data, what)
 
     async def subscribe(self, subject: str, on_message: Callable[[Msg], Any], *, queue: str = "") -> Subscription:

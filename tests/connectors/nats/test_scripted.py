@@ -172,6 +172,23 @@ async def test_one_server_refuses_and_another_is_away() -> None:
                     pass
 
 
+async def test_a_question_that_is_not_answered_is_asked_again() -> None:
+    """A cluster that chooses its leader is silent: whoever asks does not wait for his whole time-out."""
+    asked = 0
+
+    def script(server: ScriptedServer, subject: str, reply: str) -> None:
+        nonlocal asked
+        asked += subject == "$JS.API.STREAM.INFO.sk-t"
+        if asked != 1:
+            jetstream(server, subject, reply)
+
+    async with ScriptedServer(script) as server, running(server.url, timeout_s=5) as connector:
+        async with asyncio.timeout(2.5):
+            assert (await connector.bounds("t"))[0].end == 10
+        assert asked == 2
+        assert server.published.count("$JS.API.INFO") == 1  # over the same connection
+
+
 async def test_a_server_that_is_too_old() -> None:
     """It says which one it is, and which is needed."""
     async with ScriptedServer(version="2.9.10") as server:
