@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 
 import msgspec
@@ -148,3 +148,8 @@ def fingerprint(message: Message) -> bytes:
         if name.isascii() and value.isascii() and name.isprintable() and value.isprintable():
             digest.update(f"\n{name}: {value.strip()}".encode())
     return digest.digest()[:FINGERPRINT_BYTES]
+
+
+def traces_of(events: Iterable[Event]) -> list[str]:
+    """The different trace contexts that some events carry, in order of first appearance."""
+    return list({event.traceparent: None for event in events if event.traceparent})

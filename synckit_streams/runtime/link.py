@@ -10,41 +10,35 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from synckit_streams.errors import (
     ConnectorError,
     FrameMalformed,
-    Rejected,
-    StoreCorrupt,
     Timeout,
-    TooLarge,
     Unavailable,
 )
 from synckit_streams.model.clock import HybridTime
 from synckit_streams.model.codec import node_of
-from synckit_streams.model.event import Event, Offset
+from synckit_streams.model.event import Offset
 from synckit_streams.model.exchange import AppendResult
-from synckit_streams.model.seen import Seen
 from synckit_streams.ports import telemetry
-from synckit_streams.ports.connector import Bounds, Connector, Delivery, Message
+from synckit_streams.ports.connector import Bounds, Connector, Delivery
 from synckit_streams.runtime.driver import Driver, logger
 from synckit_streams.runtime.echoes import Echoes
-from synckit_streams.runtime.envelope import fingerprint, to_messages
+from synckit_streams.runtime.envelope import fingerprint, traces_of
 from synckit_streams.runtime.intake import Intake
 from synckit_streams.runtime.membership import Membership, places_of, witness_beyond
-from synckit_streams.runtime.paging import PageSize
 from synckit_streams.runtime.retention import Retention
+from synckit_streams.runtime.sending import Sending
 from synckit_streams.sync import protocol
 
 MESSAGES_MAX = 1_000
 """Most messages in one batch from the connector."""
 COMMIT_BYTES = 4 * 1024 * 1024
 """What is read is committed when there are so many bytes of it, or `Settings.batch_events` events."""
-AHEAD_EVENTS_MAX = 4_000
-"""How many events may be sent and not yet read back before the next page waits for the reader."""
 
 _T = TypeVar("_T")
 Work = protocol.Publish | protocol.Announce | protocol.Look
@@ -128,10 +122,9 @@ class Session:
         self._listened: set[str] = set()
         self._firsts: set[tuple[type[Work], str]] = set()
         self._echoes = Echoes()
+        self._sending = Sending(link, self._echoes, self._give, self._progressed)
         self.retention = Retention(link.name, link.connector, link.driver)
-        self._page_size = PageSize(self.driver.settings.batch_events)
         self._changed = changed
-        self._committed = asyncio.Event()
         self._noted = (-1, 0.0)
         """The last progress that was seen, and when that was."""
 
@@ -311,7 +304,7 @@ class Session:
             result = await self._give(given)
             assert result is not None
             self.progress += 1
-            self._committed.set()
+            self._sending.committed.set()
             self._count(topic, intake, result, asyncio.get_running_loop().time() - started)
 
     async def stand(self, topic: str, partition: int, offset: Offset) -> None:
@@ -328,7 +321,7 @@ class Session:
         counts.conflicts.update(result.conflicts)
         latest = max([event.at_packed for event in stored], default=0)
         ahead = HybridTime.from_packed(latest).wall_ms - driver.world.wall_ms()
-        traces = _traces(stored)
+        traces = traces_of(stored)
         driver.observe(
             telemetry.Received(
                 node=node,
@@ -375,7 +368,7 @@ class Session:
         while True:
             effect = await self._outbox.get()
             if isinstance(effect, protocol.Publish):
-                await self._send(effect)
+                await self._sending.send(effect)
             elif isinstance(effect, protocol.Announce):
                 body = protocol.digest_bytes(effect.digest)
                 await self.link.connector.announce(effect.digest.topic, self.driver.settings.node, body)
@@ -388,91 +381,14 @@ class Session:
                 await self._give(protocol.Looked(self.link.name, effect.topic, bounds))
             self._changed.set()
 
+    def _progressed(self) -> None:
+        self.progress += 1
+
     def _note(self, effect: Work, topic: str) -> None:
         """Progress, the first time for each topic. Digests go on for ever, also while nothing else does."""
         if (first := (type(effect), topic)) not in self._firsts:
             self._firsts.add(first)
             self.progress += 1
-
-    async def _send(self, effect: protocol.Publish) -> None:
-        topic, left = effect.topic, effect.events
-        size = self._page_size
-        try:
-            for origin, intervals in sorted(effect.events.ranges.items()):
-                for first, last in intervals:
-                    while first <= last:
-                        await self._echoed(topic)
-                        page = await self.driver.events(topic, origin, (first, last), limit=size.events)
-                        if not page or page[-1][0].seq != first + len(page) - 1:
-                            # Going on would be trying again, at once and for ever.
-                            raise StoreCorrupt(f"the store has lost events of {origin!r} on {topic!r} from {first} on")
-                        size.learn(event for event, _ in page)
-                        await self._send_page(topic, page, again=effect.again)
-                        left = left.minus(Seen({origin: ((first, page[-1][0].seq),)}))
-                        first = page[-1][0].seq + 1
-        finally:
-            if left:
-                await self._give(protocol.Failed(self.link.name, topic, left))
-
-    async def _echoed(self, topic: str) -> None:
-        """Until not too much of what was sent is still to be read back: more of it would only fill the memory."""
-        channel = self.driver.replica.channel(self.link.name, topic)
-        assert channel is not None
-        while sum(len(events) for events, barrier in channel.flights if barrier is not None) > AHEAD_EVENTS_MAX:
-            self._committed.clear()
-            await self._committed.wait()
-
-    async def _send_page(self, topic: str, page: Sequence[tuple[Event, bytes]], *, again: bool) -> None:
-        driver, connector = self.driver, self.link.connector
-        started = asyncio.get_running_loop().time()
-        round_id = driver.world.entropy(6).hex()
-        parcels = to_messages(
-            page, packing=driver.settings.packing, round_id=round_id, bytes_max=connector.features.bytes_max
-        )
-        messages = [parcel.message for parcel in parcels]
-        for parcel in parcels:
-            self._echoes.expect(parcel)
-        sent = Seen.of((event.origin, event.seq) for event, _ in page)
-        try:
-            with driver.operation("publish"):
-                barrier = await connector.send(topic, messages)
-                self._observe_published(topic, page, messages, again=again, started=started)
-        except (TooLarge, Rejected):
-            if len(page) > 1:  # one of them: find it, and let the others pass
-                for part in (page[: len(page) // 2], page[len(page) // 2 :]):
-                    await self._send_page(topic, part, again=again)
-            else:
-                await self._give(protocol.Refused(self.link.name, topic, sent))
-            return
-        self.progress += 1
-        if not again:
-            self.link.counts.pushed += len(page)
-        await self._give(protocol.Sent(self.link.name, topic, sent, barrier))
-
-    def _observe_published(
-        self,
-        topic: str,
-        page: Sequence[tuple[Event, bytes]],
-        messages: Sequence[Message],
-        *,
-        again: bool,
-        started: float,
-    ) -> None:
-        traces = _traces(event for event, _ in page)
-        self.driver.observe(
-            telemetry.Published(
-                node=self.driver.settings.node,
-                connector=self.link.name,
-                topic=topic,
-                events=len(page),
-                messages=len(messages),
-                bytes=sum(len(message.body) for message in messages),
-                again=len(page) if again else 0,
-                traceparents=traces[: telemetry.TRACES_MAX],
-                traces=len(traces),
-                duration_s=asyncio.get_running_loop().time() - started,
-            )
-        )
 
     # --- being waited for --------------------------------------------------------------------------------------------
 
@@ -501,8 +417,3 @@ class Session:
         elif now_s - since_s > self._timeout_s:
             self.failure = self.failure or self._no_progress()
             self._changed.set()
-
-
-def _traces(events: Iterable[Event]) -> list[str]:
-    """The different trace contexts that some events carry, in order of first appearance."""
-    return list({event.traceparent: None for event in events if event.traceparent})

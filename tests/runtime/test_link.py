@@ -21,8 +21,9 @@ from synckit_streams.ports.connector import Bounds, Connector, Delivery, Message
 from synckit_streams.ports.store import EventStore
 from synckit_streams.ports.telemetry import Alarmed, Published, Received
 from synckit_streams.runtime.driver import Driver, World
-from synckit_streams.runtime.link import AHEAD_EVENTS_MAX, COMMIT_BYTES, Link
+from synckit_streams.runtime.link import COMMIT_BYTES, Link
 from synckit_streams.runtime.meeting import Meeting
+from synckit_streams.runtime.sending import AHEAD_EVENTS_MAX
 from synckit_streams.runtime.settings import Settings
 from synckit_streams.stores.memory import MemoryStore
 from synckit_streams.stores.sqlite import SqliteStore
