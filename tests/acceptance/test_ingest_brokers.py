@@ -41,9 +41,11 @@ async def test_each_message_becomes_one_event(make: Make, url: str, topic: str, 
 
 @pytest.mark.timeout(240)
 # Kafka gives away what a dead member held when his session is over, and not before.
-@pytest.mark.parametrize(("broker", "idle_s"), [("nats", 4), ("redis", 4), ("kafka", 20)])
+@pytest.mark.parametrize(
+    ("broker", "idle_s", "more"), [("nats", 4, ""), ("redis", 4, ""), ("kafka", 9, "&session_s=6&heartbeat_s=1")]
+)
 async def test_one_who_ingests_and_is_killed(
-    request: pytest.FixtureRequest, tmp_path: Path, topic: str, source: str, broker: str, idle_s: int
+    request: pytest.FixtureRequest, tmp_path: Path, topic: str, source: str, broker: str, idle_s: int, more: str
 ) -> None:
     """With SIGKILL, at any point: what he had not acknowledged comes again, and is written once."""
     url = request.getfixturevalue(f"{broker}_url")
@@ -51,7 +53,15 @@ async def test_one_who_ingests_and_is_killed(
     print(f"seed {seed}")  # noqa: T201 - what to play again
     dice = random.Random(seed)
     store = f"sqlite:///{tmp_path}/hub.db"
-    command = [sys.executable, "-m", "synckit_streams.cli", "ingest", source, "--connector", f"{url}?ack_wait_s=1"]
+    command = [
+        sys.executable,
+        "-m",
+        "synckit_streams.cli",
+        "ingest",
+        source,
+        "--connector",
+        f"{url}?ack_wait_s=1{more}",
+    ]
     command += ["--store", store, "--node", "hub", "--topic", topic, "--type", "/kind", "--aggregate", "/order"]
     await produce(url, source, [order(number) for number in range(3000)])
     for _ in range(4):
