@@ -154,8 +154,9 @@ class Group:
         return []
 
     def held(self, member: object) -> int:
-        """How many deliveries a member has."""
-        return sum(pending.member is member for pending in self._pending.values())
+        """How many deliveries a member has, and has still time for."""
+        now = time.monotonic()
+        return sum(pending.member is member and pending.due_s > now for pending in self._pending.values())
 
     def settle(self, member: object, deliveries: Sequence[Delivery]) -> None:
         """They come no more, as far as the member has them."""

@@ -59,7 +59,10 @@ class Sending:
         topic, left = effect.topic, effect.events
         size = self._size
         try:
-            for origin, intervals in sorted(effect.events.ranges.items()):
+            # What an earlier incarnation left first: what was written since may be caused by it, and whoever is killed
+            # in between would leave that waiting for its cause at everybody else's.
+            now = self._driver.store.origin
+            for origin, intervals in sorted(effect.events.ranges.items(), key=lambda each: (each[0] == now, each)):
                 for first, last in intervals:
                     while first <= last:
                         await self._echoed(topic)

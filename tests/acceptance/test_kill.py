@@ -49,11 +49,12 @@ async def survive(folder: Path, server: Server, seed: int, kills: int) -> None:
         # The last one may have been committed without having been acknowledged: its number is not used again.
         written[name] += len(said) + 1
     nodes = [SyncNode(name, store=stores[name], connectors=[server.url], topics=[TOPIC]) for name in names]
-    for _ in range(3):
+    for meeting in range(3):
         for node in nodes:
             async with node:
                 result = await node.sync()
-                assert result.complete, result.reasons
+                # At first somebody may still have to send what another one has the effect of.
+                assert result.complete or not meeting, result.reasons
     digests = set()
     for node in nodes:
         async with node:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -18,14 +19,14 @@ from synckit_streams.model.codec import PAYLOAD_BYTES_MAX
 from synckit_streams.model.event import Draft
 from synckit_streams.ports import telemetry
 from synckit_streams.ports.connector import Bounds, Connector, Delivery, Message
-from synckit_streams.ports.store import EventStore
+from synckit_streams.ports.store import EventStore, Opening
 from synckit_streams.ports.telemetry import Alarmed, Published, Received
 from synckit_streams.runtime.driver import Driver, World
 from synckit_streams.runtime.link import COMMIT_BYTES, Link
 from synckit_streams.runtime.meeting import Meeting
 from synckit_streams.runtime.sending import AHEAD_EVENTS_MAX
 from synckit_streams.runtime.settings import Settings
-from synckit_streams.stores.memory import MemoryStore
+from synckit_streams.stores.memory import MemoryDisk, MemoryStore
 from synckit_streams.stores.sqlite import SqliteStore
 from tests.acceptance.kit import Recorder, eventually
 
@@ -450,3 +451,22 @@ async def test_what_is_written_between_two_sessions_goes_out_with_the_next(make:
     await meet(link)
     await meet(link)
     assert [each.events for each in recorder.of(Published)] == [2]
+
+
+@pytest.mark.parametrize("times", range(8))
+async def test_what_an_earlier_incarnation_left_goes_out_first(make: Make, name: str, times: int) -> None:
+    """What was written since may be caused by it; the names of origins are drawn, so nothing follows from them."""
+    disk = MemoryDisk()
+    crashed = MemoryStore("memory:", disk=disk)
+    await crashed.open(Opening(node="till-7", topics=("t",), dice=os.urandom))
+    for _ in range(3):
+        await crashed.append([Draft("t", "made", "same", b"{}")], now_ms=1)
+    crashed.abandon()
+    link, _ = await make(MemoryConnector(f"memory://{name}"), store=MemoryStore("memory:", disk=disk))
+    for _ in range(3):
+        await link.driver.write([Draft("t", "made", "same", b"{}")], traceparent="")
+    await meet(link)
+    origins = [message.headers["ce-source"] for message in memory_broker(name).messages("t")]
+    assert len(set(origins)) == 2
+    assert origins == [origins[0]] * 3 + [origins[3]] * 3
+    assert link.driver.store.origin.replace("@", "%40") in origins[3] or link.driver.store.origin in origins[3]

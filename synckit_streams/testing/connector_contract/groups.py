@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 
 from synckit_streams.errors import FeatureUnsupported, Rejected
-from synckit_streams.ports.connector import Connector, Delivery, Member, Progress
+from synckit_streams.ports.connector import BATCHES_HELD_MAX, Connector, Delivery, Member, Progress
 from synckit_streams.testing.connector_contract.kit import (
     DEADLINE_S,
     Bench,
@@ -373,6 +373,22 @@ class Groups(Bench):
                     waiting = asyncio.ensure_future(anext(member))
                 await member.ack(held)
                 assert await waiting
+
+    async def test_what_was_never_acknowledged_comes_again_however_much_it_is(
+        self, impatient_factory: Factory, topic: str
+    ) -> None:
+        """A member that holds all that it may hold gets it again when the time is over, all of it."""
+        async with opened(impatient_factory) as connector:
+            if await refuses(connector, topic):
+                return
+            sent = messages(BATCHES_HELD_MAX * 5)
+            await connector.send(topic, sent)
+            done: list[bytes] = []
+            async with joined(connector, topic, batch_max=5) as member:
+                await take(member, len(sent))
+                await work(member, done, len(sent))
+            await settled(connector, topic, len(sent))
+        assert set(done) == {each.body for each in sent}
 
     async def test_closing_ends_the_member(self, factory: Factory, topic: str) -> None:
         """Who waits for a message comes to the end, without an error, and what he had goes to others."""
