@@ -14,7 +14,11 @@ import pytest
 ROOT = Path(__file__).parents[2]
 NAMES = [
     *("append-vs-sqlite3-shell", "append-vs-eventsourcing", "append-100-callers", "append-one-caller"),
-    *("sync-memory", "sync-memory-packed", "sync-jetstream-packed", "bridge-kafka-jetstream-redis", "read-log"),
+    *("sync-memory", "sync-memory-packed", "sync-jetstream-packed"),
+    *("publish-kafka", "receive-kafka", "receive-kafka-faststream"),
+    *("publish-nats", "receive-nats", "receive-nats-faststream"),
+    *("publish-redis", "receive-redis", "receive-redis-faststream"),
+    *("frames-jetstream", "bridge-kafka-jetstream-redis", "read-log"),
     *("one-missing-event", "one-missing-event-opened", "sync-memory-growth"),
 ]
 
