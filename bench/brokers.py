@@ -206,7 +206,7 @@ def frames(scale: Scale, directory: Path) -> Row:
             "frames-jetstream",
             lambda _: asyncio.run(carry(url, "batch")),
             lambda _: asyncio.run(carry(url, "event")),
-            wanted=10,
+            wanted=10.0,
             unit="events/s",
             scale=scale,
             directory=directory,
