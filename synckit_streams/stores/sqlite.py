@@ -25,13 +25,15 @@ from synckit_streams.model.exchange import PlaceRun, Raised, Summary
 from synckit_streams.model.seen import Interval
 from synckit_streams.ports.store import QUARANTINED_MAX, Opening, Quarantined, StoreFeatures, Transaction
 from synckit_streams.stores import sqlite_schema as schema
+from synckit_streams.stores.aggregate_hash import AggregateHash
 from synckit_streams.stores.claim import FileClaim
 from synckit_streams.stores.commits import CommitQueue
 from synckit_streams.stores.identity import nodes_of, noted_nodes, warn_of_other_node
 from synckit_streams.stores.ledger_store import Block, LedgerStore, Probe
 from synckit_streams.stores.models import SqliteTransaction
+from synckit_streams.stores.place_rows import run_of
 from synckit_streams.stores.sqlite_facts import SqliteFacts
-from synckit_streams.stores.sqlite_places import SELECT_RUNS, PlaceRows, run_of
+from synckit_streams.stores.sqlite_places import SELECT_RUNS, PlaceRows
 from synckit_streams.stores.sqlite_rows import EventRows
 from synckit_streams.stores.sqlite_url import parse_url
 from synckit_streams.sync.ledger import Changes, Ledger, Wants
@@ -88,7 +90,7 @@ class SqliteStore(LedgerStore):
         self._busy_timeout_s = busy_timeout_s
         self._claim = None if read_only else FileClaim(self.path)
         self.rows: EventRows
-        self._aggregate_hash = schema.AggregateHash(b"")
+        self._aggregate_hash = AggregateHash(b"")
 
     # --- opening and closing -----------------------------------------------------------------------------------------
 
@@ -193,7 +195,7 @@ class SqliteStore(LedgerStore):
         meta = dict(self.writer.execute("SELECT name, value FROM meta"))
         if "store" not in meta or "secret" not in meta:
             raise StoreCorrupt(f"{self.path} lacks its own identity")
-        self.id, self._aggregate_hash = meta["store"], schema.AggregateHash(meta["secret"])
+        self.id, self._aggregate_hash = meta["store"], AggregateHash(meta["secret"])
 
     def _begin_life(self, opening: Opening, token: str) -> str:
         """Give a new file its identity; keep the last incarnation only if nobody touched the file since its close."""

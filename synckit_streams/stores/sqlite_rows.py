@@ -6,6 +6,7 @@ import sqlite3
 from typing import Any
 
 from synckit_streams.stores import sqlite_schema as schema
+from synckit_streams.stores.aggregate_hash import AggregateHash
 from synckit_streams.stores.tail import Tail
 from synckit_streams.sync.ledger import Changes, Fork
 
@@ -24,7 +25,7 @@ class EventRows:
         self,
         writer: sqlite3.Connection,
         numbers: dict[Fork, int],
-        aggregate_hash: schema.AggregateHash,
+        aggregate_hash: AggregateHash,
         *,
         index_events: int,
     ) -> None:

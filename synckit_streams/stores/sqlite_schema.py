@@ -15,7 +15,7 @@ from synckit_streams.errors import SchemaNewer, StoreBusy, StoreCorrupt, StoreEr
 from synckit_streams.model.clock import Key
 from synckit_streams.model.codec import node_of
 from synckit_streams.model.event import Event, Stored
-from synckit_streams.sync.ledger import Fork, Ledger, Stream
+from synckit_streams.sync.ledger import Ledger, Stream
 
 APPLICATION_ID = 0x534B5331
 """In the file's header, so that somebody else's database is not mistaken for ours."""
@@ -152,29 +152,6 @@ def migrate(connection: sqlite3.Connection, path: object, migrations: Sequence[s
                 connection.execute("ROLLBACK")
 
 
-class AggregateHash:
-    """A signed 64-bit hash of topic and aggregate id, keyed so that nobody can aim for a collision; the last ones kept.
-
-    Args:
-        secret: Of the file.
-    """
-
-    def __init__(self, secret: bytes) -> None:
-        self._keyed = blake2b(digest_size=8, key=secret)
-        self._known: dict[Fork, int] = {}
-
-    def __call__(self, fork: Fork) -> int:
-        found: int | None = self._known.get(fork)
-        if found is None:
-            keyed = self._keyed.copy()
-            keyed.update(f"{fork[0]}\0{fork[1]}".encode())
-            found = _int64(keyed.digest())[0]
-            if len(self._known) >= HASHES_KEPT:
-                self._known = {}
-            self._known[fork] = found
-        return found
-
-
 def id_hash(id: str) -> int:
     """A signed 64-bit hash of an event's id. Of a UUIDv7 it is the part that ascends, so that the index
     grows at its end.
@@ -190,7 +167,6 @@ def id_hash(id: str) -> int:
     return base + low
 
 
-HASHES_KEPT = 20_000
 HEX_DIGITS = {f"{number:03x}": number for number in range(1 << 12)}
 
 

@@ -11,7 +11,8 @@ import pytest
 
 from synckit_streams.model.exchange import PlaceRun
 from synckit_streams.stores import sqlite_schema
-from synckit_streams.stores.sqlite_places import SELECT_RUNS, UNEVEN_MAX, PlaceRows, run_of
+from synckit_streams.stores.place_rows import UNEVEN_MAX, run_of
+from synckit_streams.stores.sqlite_places import SELECT_RUNS, PlaceRows
 
 
 @pytest.fixture
