@@ -22,7 +22,9 @@ SyncKitError(code, retryable, hint)
 │  ├─ StoreClosed SK306         used before open or after close
 │  ├─ ClockSkew SK307           this machine's clock leapt ahead
 │  ├─ CauseUnknown SK308        an event names a cause that this store does not hold
-│  └─ SchemaNewer SK309         written by a newer version of this library
+│  ├─ SchemaNewer SK309         written by a newer version of this library
+│  ├─ StoreUnavailable SK310    the store's server cannot be reached (retryable)
+│  └─ StoreDenied SK311         the store's server does not let us in, or not write
 ├─ ConnectorError SK400         the broker or the way to it
 │  ├─ Unavailable SK401         cannot be reached (retryable)
 │  ├─ Timeout SK402             reached, but no answer in time (retryable)
@@ -200,6 +202,24 @@ class SchemaNewer(StoreError):
 
     code = "SK309"
     default_hint = "upgrade synckit-streams"
+
+
+class StoreUnavailable(StoreError):
+    """The store's server cannot be reached, or the connection was lost.
+
+    Nothing was written, unless the message says that this is not known.
+    """
+
+    code = "SK310"
+    retryable = True
+    default_hint = "try again; if it stays so, look whether the server runs and can be reached from here"
+
+
+class StoreDenied(StoreError):
+    """The store's server refuses user or password, or the user lacks a right."""
+
+    code = "SK311"
+    default_hint = "check the URL, and what the user may do"
 
 
 class ConnectorError(SyncKitError):

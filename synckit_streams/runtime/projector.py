@@ -21,6 +21,7 @@ from synckit_streams.errors import (
     StoreClosed,
     StoreCorrupt,
     StoreFull,
+    StoreUnavailable,
 )
 from synckit_streams.model.event import Offset, Stored
 from synckit_streams.ports.projection import Batch, Change, Projection
@@ -120,7 +121,7 @@ class Projector:
     async def _run(self, projection: Projection, work: Callable[[], object] | object) -> None:
         try:
             await work  # type: ignore[misc]
-        except (ConfigError, StoreBusy, StoreClosed, StoreCorrupt, StoreFull):
+        except (ConfigError, StoreBusy, StoreClosed, StoreCorrupt, StoreFull, StoreUnavailable):
             raise  # not the projection's doing
         except (asyncio.CancelledError, Exception) as error:
             if is_cancelled():

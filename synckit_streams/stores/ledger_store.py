@@ -225,6 +225,11 @@ class LedgerStore(ABC):
         self._ledger.origin = self._origin
         self._stale = False
 
+    def _refresh(self) -> None:
+        """Within a transaction: let the ledger say what the medium says. Where others write too, what they wrote."""
+        if self._stale:
+            self._reload()
+
     # --- appending ---------------------------------------------------------------------------------------------------
 
     async def append(
@@ -282,11 +287,10 @@ class LedgerStore(ABC):
         turns: list[tuple[Share, Turn]] = []
         todo = group[::-1]
         try:
-            if self._stale:
-                self._reload()
-            ledger = self._ledger
-            changes = Changes(ledger.position)
             with self._transaction():
+                self._refresh()
+                ledger = self._ledger
+                changes = Changes(ledger.position)
                 facts = self._facts(
                     ledger.wants(
                         [each[0] for _, prepared in group for each in prepared],

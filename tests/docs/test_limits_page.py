@@ -13,6 +13,7 @@ import pytest
 
 from synckit_streams import Draft, Key, SyncKitError, SyncNode, VersionVector, errors
 from synckit_streams.model import clock, codec
+from synckit_streams.stores.postgres import PostgresStore
 from synckit_streams.stores.sqlite import SqliteStore
 
 ROOT = Path(__file__).parents[2]
@@ -26,6 +27,7 @@ INTERNAL = {
     "sync.places.RUN_EVENTS_MAX": "how places are stored",
     "stores.place_rows.LAST_MAX": "how places are stored",
     "stores.place_rows.UNEVEN_MAX": "how places are stored",
+    "stores.postgres.NEWS_MAX": "how a mirror is brought up to date",
     "stores.tail.PAIRS_UNSORTED_MAX": "how the index by aggregate is filled",
     "memory.GOOD_NAMES_MAX": "a cache of names",
     "nats_jetstream.GOOD_NAMES_MAX": "a cache of names",
@@ -84,7 +86,7 @@ def test_the_figure_is_the_constant(row: Row) -> None:
 @pytest.mark.parametrize("row", PARAMETERS, ids=lambda row: row.place)
 def test_the_figure_is_the_default(row: Row) -> None:
     (owner, method, parameter), called = re.findall(r"(\w+)\.?(\w*)\((\w+)=…\)", row.place)[0], SyncNode
-    kind: Any = {"SyncNode": SyncNode, "SqliteStore": SqliteStore}[owner]
+    kind: Any = {"SyncNode": SyncNode, "SqliteStore": SqliteStore, "PostgresStore": PostgresStore}[owner]
     called = getattr(kind, method) if method else kind
     assert amounts(row.figure) == [float(inspect.signature(called).parameters[parameter].default)]
 

@@ -1,4 +1,4 @@
-"""What the other processes of test_sqlite.py do."""
+"""What the other processes of test_sqlite.py and test_postgres_shared.py do."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from synckit_streams.model.codec import event_hash
 from synckit_streams.model.event import Draft, Event, Offset
 from synckit_streams.model.exchange import Arrival, Place
 from synckit_streams.ports.store import Opening
+from synckit_streams.stores.postgres import PostgresStore
 from synckit_streams.stores.sqlite import SqliteStore
 
 # Not from the contract: these processes start often, and need neither pytest nor hypothesis.
@@ -33,8 +34,10 @@ def say(what: str) -> None:
     sys.stdout.flush()
 
 
-def store_at(path: str, **options: Any) -> SqliteStore:
-    """The store in a file."""
+def store_at(path: str, **options: Any) -> SqliteStore | PostgresStore:
+    """The store in a file, or in a database."""
+    if path.startswith("postgres"):
+        return PostgresStore(path, **options)
     return SqliteStore(f"sqlite:///{quote(path)}", **options)
 
 
@@ -93,3 +96,23 @@ async def write_for_ever(path: str, life: int) -> None:
             say(json.dumps([each.id for each in events]))
 
     await asyncio.gather(link(), *(pairs(caller) for caller in range(3)))
+
+
+async def write_some(path: str, name: str, times: int) -> None:
+    """Two callers at once, `times` commits each, on aggregates that the other processes write as well."""
+    store = store_at(path)
+    await store.open(opening("writer"))
+    say("open")
+    await asyncio.to_thread(sys.stdin.readline)
+
+    async def write(caller: int) -> None:
+        for number in range(times):
+            draft = Draft("orders", "x", f"o-{number % 3}", [name, caller, number])
+            result = await store.append([draft], now_ms=NOW_MS)
+            say(json.dumps([[each.position, each.event.origin, each.event.seq] for each in result.appended]))
+
+    await asyncio.gather(write(0), write(1))
+    summary = await store.summary("orders")
+    say(json.dumps({origin: str(total) for origin, total in summary.sums.items()}))
+    await asyncio.to_thread(sys.stdin.readline)
+    await store.close()

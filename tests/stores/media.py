@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
+
+import asyncpg
 
 from synckit_streams.ports.store import EventStore
 from synckit_streams.stores.memory import MemoryDisk, MemoryStore
+from synckit_streams.stores.postgres import PostgresStore
 from synckit_streams.stores.sqlite import SqliteStore
 from synckit_streams.testing.store_contract import Probe
 
@@ -63,3 +70,60 @@ class SqliteMedia:
         """See `Media`: what the kernel does when a process dies; the real thing is in test_sqlite_kill.py."""
         assert isinstance(store, SqliteStore)
         store.abandon()
+
+
+class PostgresMedia:
+    """PostgreSQL stores, each in a schema of one database."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def make(self, medium: str, *, probe: Probe | None = None) -> PostgresStore:
+        """See `Media`."""
+        return PostgresStore(f"{self.url}?{urlencode({'schema': medium})}", probe=probe)
+
+    def copy(self, source: str, target: str) -> None:
+        """See `Media`: what `pg_dump --schema` and `pg_restore` do, at one moment."""
+        asked(copy_schema(self.url, source, target))
+
+    async def kill(self, store: EventStore) -> None:
+        """See `Media`: the real thing is in test_postgres_kill.py."""
+        assert isinstance(store, PostgresStore)
+        store.abandon()
+
+
+def asked(work: Coroutine[Any, Any, Any]) -> Any:
+    """What a coroutine gives, for a caller on whose event loop something else runs."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, work).result()
+
+
+async def run_sql(url: str, sql: str, *parameters: Any) -> Any:
+    """One statement on a connection of its own."""
+    connection = await asyncpg.connect(url)
+    try:
+        if parameters or sql.startswith("SELECT"):
+            return await connection.fetch(sql, *parameters)
+        return await connection.execute(sql)
+    finally:
+        await connection.close()
+
+
+async def copy_schema(url: str, source: str, target: str) -> None:
+    """Tables with their rows, indexes and comments; the views are nobody's but the reader's."""
+    connection = await asyncpg.connect(url)
+    try:
+        async with connection.transaction(isolation="repeatable_read"):
+            await connection.execute(f'DROP SCHEMA IF EXISTS "{target}" CASCADE; CREATE SCHEMA "{target}"')
+            tables = await connection.fetch(
+                "SELECT c.relname, obj_description(c.oid, 'pg_class') FROM pg_class c "
+                "WHERE relnamespace = to_regnamespace($1) AND relkind = 'r'",
+                f'"{source}"',
+            )
+            for name, comment in tables:
+                await connection.execute(f'CREATE TABLE "{target}".{name} (LIKE "{source}".{name} INCLUDING ALL)')
+                await connection.execute(f'INSERT INTO "{target}".{name} SELECT * FROM "{source}".{name}')
+                if comment:
+                    await connection.execute(f"COMMENT ON TABLE \"{target}\".{name} IS '{comment}'")
+    finally:
+        await connection.close()

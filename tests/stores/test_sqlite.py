@@ -9,8 +9,6 @@ import random
 import shutil
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -35,8 +33,7 @@ from synckit_streams.stores import sqlite_schema as schema
 from synckit_streams.stores.sqlite import SqliteStore
 from synckit_streams.testing.store_contract import NOW_MS, StoreContract, Writer, arrivals, audit, draft, opening
 from tests.stores.media import SqliteMedia
-
-ROOT = Path(__file__).parents[2]
+from tests.stores.processes import child, end, line
 
 
 class TestSqliteStore(StoreContract):
@@ -141,34 +138,6 @@ async def test_a_second_node_on_the_same_file_is_refused_at_construction(tmp_pat
     await SqliteStore(f"sqlite:///{tmp_path}/till.db").close()
     async with opened(SqliteStore(f"sqlite:///{tmp_path}/link.db")):
         pass
-
-
-def child(code: str, *arguments: object) -> subprocess.Popen[str]:
-    """Another process that has this project."""
-    prelude = "import asyncio, json, os, sqlite3, sys\nfrom tests.stores.child import *\n"
-    return subprocess.Popen(
-        [sys.executable, "-c", prelude + code, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stdin=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
-    )
-
-
-def line(process: subprocess.Popen[str]) -> str:
-    """The next line that it prints."""
-    assert process.stdout is not None
-    return process.stdout.readline().strip()
-
-
-def end(process: subprocess.Popen[str]) -> None:
-    """Kill it and wait for it."""
-    process.kill()
-    process.wait(20)
-    for stream in (process.stdin, process.stdout):
-        if stream is not None:
-            stream.close()
 
 
 async def test_a_node_of_another_process_is_named(tmp_path: Path) -> None:

@@ -238,7 +238,13 @@ async def retry(call: Callable[[], Awaitable[Any]], *, deadline_s: float = 20.0)
 
 
 class Bench:
-    """The fixtures of every part of the contract."""
+    """The fixtures of every part of the contract.
+
+    Args:
+        placeholders: Two of them, as the store's SQL writes them.
+    """
+
+    placeholders = "?, ?"
 
     @pytest.fixture
     def media(self, tmp_path: Any) -> Media:

@@ -190,7 +190,8 @@ class Living(Bench):
         await media.kill(store)
         await write("live")
         assert len(set(origins[1:-2])) == len(origins[1:-2])
-        assert origins[-1] not in origins[:-1]
+        # A server of many processes outlives one that is killed, and says itself what it holds.
+        assert origins[-1] not in origins[:-1] or store.features.shared
         assert [node_of(origin) for origin in origins[-4:]] == ["another", "a", "a", "a"]
 
     async def test_a_store_knows_which_nodes_it_has_been(self, opened: Any) -> None:

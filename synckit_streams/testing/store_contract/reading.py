@@ -135,7 +135,9 @@ class Reading(Bench):
             assert result.appended[-1].event.origin == before.origin
             assert len(await read(store)) == 6 + whole
         async with opened() as store:
-            assert (await store.append([draft()], now_ms=NOW_MS)).appended[0].event.origin != before.origin
+            after = (await store.append([draft()], now_ms=NOW_MS)).appended[0].event
+            # A server of many processes outlives the one that fails, and says itself what it holds.
+            assert after.origin != before.origin or store.features.shared
 
     async def test_a_commit_that_fails_before_the_first_write_draws_again(self, opened: Any) -> None:
         """An origin that was drawn for a transaction that failed is on no disk, so nothing is numbered under it."""
@@ -229,7 +231,7 @@ class Reading(Bench):
                 pytest.skip("this store declares that it has no SQL")
             async with store.transaction() as tx:
                 await tx.execute("CREATE TABLE totals (name TEXT PRIMARY KEY, total INTEGER)")
-                await tx.execute_many("INSERT INTO totals VALUES (?, ?)", [("a", 1), ("b", 2)])
+                await tx.execute_many(f"INSERT INTO totals VALUES ({self.placeholders})", [("a", 1), ("b", 2)])
                 await tx.set_offset("totals", Offset(store.id, 5))
                 assert await tx.offset("totals") == Offset(store.id, 5)
 

@@ -1,0 +1,77 @@
+"""A transaction of a projection's own: its read model, in the store's PostgreSQL database, and its offset."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from synckit_streams.errors import StoreError
+from synckit_streams.model.event import Offset
+from synckit_streams.stores.commits import CommitQueue
+from synckit_streams.stores.ledger_store import Block
+from synckit_streams.stores.postgres_line import STATEMENT_OWN_S, Line, translate
+from synckit_streams.stores.postgres_schema import Statements
+
+
+class PostgresTransaction:
+    """See `Transaction`. Placeholders are `$1`, `$2`, …; statements run one after another.
+
+    Args:
+        line: In a transaction.
+        queue: Of the writer, whose thread the statements run on.
+        block: Of the caller.
+        statements: Of the store's schema.
+        name: For messages.
+    """
+
+    def __init__(self, line: Line, queue: CommitQueue, block: Block, statements: Statements, name: str) -> None:
+        self._line = line
+        self._queue = queue
+        self._block = block
+        self._statements = statements
+        self._name = name
+
+    async def _run(self, sql: str, work: Callable[[], Any]) -> Any:
+        self._block.check()
+
+        def translated() -> Any:
+            if not self._line.in_transaction:  # the connection was lost, or a statement has ended it
+                raise self._over(sql)
+            try:
+                found = work()
+            except Exception as error:
+                failure = translate(error, self._name)
+                if type(failure) is StoreError:  # the statement's own fault, most likely
+                    failure = StoreError(f"{sql[:80]!r}: {error}", hint="nothing of the transaction is written")
+                raise failure from error
+            if not self._line.in_transaction:
+                raise self._over(sql)
+            return found
+
+        return await self._queue.run(translated)
+
+    def _over(self, sql: str) -> StoreError:
+        return StoreError(
+            f"the transaction had ended before or with {sql[:80]!r}",
+            hint="the store commits it when its `async with` block ends",
+        )
+
+    async def execute(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """See `Transaction`."""
+        rows: list[Any] = await self._run(sql, lambda: self._line.fetch(sql, *parameters, timeout_s=STATEMENT_OWN_S))
+        return [tuple(row) for row in rows]
+
+    async def execute_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
+        """See `Transaction`."""
+        await self._run(sql, lambda: self._line.execute_many(sql, rows, timeout_s=STATEMENT_OWN_S))
+
+    async def offset(self, consumer: str) -> Offset | None:
+        """See `Transaction`."""
+        rows = await self.execute(self._statements.offset, (consumer,))
+        return Offset(*rows[0]) if rows else None
+
+    async def set_offset(self, consumer: str, offset: Offset) -> None:
+        """See `Transaction`."""
+        await self.execute(
+            self._statements.put_offsets, ([consumer], [offset.log], [offset.position], [offset.fingerprint])
+        )
