@@ -153,9 +153,12 @@ class LedgerStore(ABC):
                 except BaseException:
                     self._close("")
                     raise
-            except Exception as error:
+            except BaseException as error:
+                # Also of what is no error of a store: whoever was cancelled here closes what was opened, and this was not.
                 self._give_back(writes)
-                raise self._translate(error) from error
+                if isinstance(error, Exception):
+                    raise self._translate(error) from error
+                raise
 
         start = queue.run(opened)
         try:

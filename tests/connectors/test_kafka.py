@@ -27,12 +27,14 @@ from synckit_streams.testing.connector_contract import (
     ConnectorContract,
     Factory,
     Foreign,
+    OwnBroker,
     bodies,
     heard,
     messages,
     read,
 )
 from synckit_streams.testing.kafka_server import KafkaServer
+from tests.own_broker import ServerBroker
 
 DEADLINE_S = 60.0
 LOGINS = {
@@ -64,6 +66,10 @@ class TestKafkaConnector(ConnectorContract):
     @pytest.fixture
     def foreign(self, kafka_url: str) -> Foreign:
         return lambda source, bodies: write(kafka_url, source, bodies)
+
+    @pytest.fixture
+    def own_broker(self, kafka_server: KafkaServer) -> OwnBroker:
+        return ServerBroker(kafka_server)
 
 
 async def write(kafka_url: str, source: str, bodies: Sequence[bytes]) -> None:

@@ -12,7 +12,16 @@ import pytest
 from synckit_connectors.memory import MemoryBroker, MemoryConnector, memory_broker
 from synckit_streams.errors import ConfigError, Rejected, TooLarge, Unavailable
 from synckit_streams.ports.connector import Announced, Message, behind
-from synckit_streams.testing.connector_contract import ConnectorContract, Factory, Foreign, bodies, opened, read
+from synckit_streams.testing.connector_contract import (
+    ConnectorContract,
+    Factory,
+    Foreign,
+    OwnBroker,
+    bodies,
+    opened,
+    read,
+)
+from tests.own_broker import BrokerInMemory
 
 
 async def publish(factory: Factory, source: str, bodies: Sequence[bytes]) -> None:
@@ -37,6 +46,10 @@ class TestContract(ConnectorContract):
     def foreign(self, factory: Factory) -> Foreign:
         return lambda source, bodies: publish(factory, source, bodies)
 
+    @pytest.fixture
+    def own_broker(self) -> OwnBroker:
+        return BrokerInMemory(uuid.uuid4().hex)
+
 
 class TestContractOfPartitions(ConnectorContract):
     """With three."""
@@ -54,6 +67,10 @@ class TestContractOfPartitions(ConnectorContract):
     @pytest.fixture
     def foreign(self, factory: Factory) -> Foreign:
         return lambda source, bodies: publish(factory, source, bodies)
+
+    @pytest.fixture
+    def own_broker(self) -> OwnBroker:
+        return BrokerInMemory(uuid.uuid4().hex)
 
 
 @pytest.fixture

@@ -31,11 +31,13 @@ from synckit_streams.testing.connector_contract import (
     ConnectorContract,
     Factory,
     Foreign,
+    OwnBroker,
     bodies,
     heard,
     messages,
     read,
 )
+from tests.own_broker import ServerBroker
 
 DEADLINE_S = 30.0
 
@@ -54,6 +56,10 @@ class TestRedisConnector(ConnectorContract):
     @pytest.fixture
     def foreign(self, redis_url: str) -> Foreign:
         return partial(produce, redis_url)
+
+    @pytest.fixture
+    def own_broker(self, redis_server: RedisServer) -> OwnBroker:
+        return ServerBroker(redis_server)
 
 
 async def produce(url: str, source: str, values: Sequence[bytes]) -> None:

@@ -8,10 +8,12 @@ import pytest
 from nats.js.api import StreamConfig
 
 from synckit_connectors.nats_jetstream import NatsConnector
-from synckit_streams.testing.connector_contract import ConnectorContract, Factory, Foreign
+from synckit_streams.testing.brokers import NatsServer
+from synckit_streams.testing.connector_contract import ConnectorContract, Factory, Foreign, OwnBroker
 from tests.connectors.nats.kit import (
     administrator,
 )
+from tests.own_broker import ServerBroker
 
 
 class TestContract(ConnectorContract):
@@ -32,3 +34,7 @@ class TestContract(ConnectorContract):
                     await admin.publish(f"{source}.any.thing", body)
 
         return write
+
+    @pytest.fixture
+    def own_broker(self, nats_server: NatsServer) -> OwnBroker:
+        return ServerBroker(nats_server)
