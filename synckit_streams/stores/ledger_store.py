@@ -154,7 +154,7 @@ class LedgerStore(ABC):
                     self._close("")
                     raise
             except BaseException as error:
-                # Also of what is no error of a store: whoever was cancelled here closes what was opened, and this was not.
+                # Whatever it was: whoever is cancelled here closes what was opened, and this was not.
                 self._give_back(writes)
                 if isinstance(error, Exception):
                     raise self._translate(error) from error
