@@ -6,10 +6,10 @@ import asyncio
 import os
 import secrets
 import sqlite3
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Annotated, NamedTuple, Protocol
+from typing import Annotated, Any, NamedTuple, Protocol
 
 import typer
 from rich.markup import escape
@@ -152,6 +152,7 @@ async def writing(
     topics: Sequence[str] = (),
     connectors: Sequence[str] = (),
     bridge: bool = False,
+    group: str = "",
     observer: Observer | None = None,
     quiet: bool = False,
 ) -> AsyncIterator[Writer]:
@@ -163,6 +164,7 @@ async def writing(
         topics: What the node replicates, if this command is the node.
         connectors: Its brokers. A running node has its own, and these must be among them.
         bridge: Whether it meets over all of them at once. A running node does, or does not.
+        group: Of which consumer group it is a member, if this command is the node.
         observer: Told of what the node does, if this command is the node.
         quiet: Say nothing about how it goes (with `--json`).
 
@@ -171,7 +173,10 @@ async def writing(
         ConfigError: the running node is another one than was named, or syncs over another broker.
     """
     async with AsyncExitStack() as stack:
-        own = await _take(stack, url, node, topics, connectors, observer, bridge=bridge, quiet=quiet)
+        settings: dict[str, Any] = {"topics": topics, "connectors": connectors, "group": group, "observer": observer}
+        # Of too few brokers nothing is said before it is clear whose they are.
+        settings["bridge"] = bridge and len(connectors) > 1
+        own = await _take(stack, url, node, settings, quiet=quiet)
         yield own if own is not None else await _enter(stack, url, node, connectors, bridge=bridge, quiet=quiet)
 
 
@@ -179,11 +184,8 @@ async def _take(
     stack: AsyncExitStack,
     url: str,
     node: str | None,
-    topics: Sequence[str],
-    connectors: Sequence[str],
-    observer: Observer | None,
+    settings: Mapping[str, Any],
     *,
-    bridge: bool,
     quiet: bool,
 ) -> Writer | None:
     """The store as its node; None when another process has it and lets us in.
@@ -197,11 +199,7 @@ async def _take(
         known = (await remembered(url)).node
         node_id = node or known or _draw_node_id()
         try:
-            # Of too few brokers nothing is said before it is clear whose they are.
-            bridges = bridge and len(connectors) > 1
-            opened = SyncNode(
-                node_id, store=url, topics=topics, connectors=connectors, bridge=bridges, observer=observer
-            )
+            opened = SyncNode(node_id, store=url, **settings)
             await stack.enter_async_context(opened)
         except StoreInUse:
             visitor = await Visitor.knock(path) if path is not None else None

@@ -95,6 +95,18 @@ class PeerStatus(msgspec.Struct, frozen=True):
     equal: bool
 
 
+class GroupStatus(msgspec.Struct, frozen=True):
+    """How far a consumer group has come on a topic.
+
+    Args:
+        waiting: Messages that no member has got yet.
+        pending: Messages that a member has, and has not acknowledged.
+    """
+
+    waiting: int
+    pending: int
+
+
 class BrokerStatus(msgspec.Struct, frozen=True):
     """What the broker says.
 
@@ -104,6 +116,7 @@ class BrokerStatus(msgspec.Struct, frozen=True):
         error: Why not.
         behind: For each topic that was synced over it, how many messages have not been read yet.
         peers: For each of them, the other nodes.
+        groups: With a group's name: for each topic in the store, how far the group has come there.
     """
 
     connector: str
@@ -111,6 +124,7 @@ class BrokerStatus(msgspec.Struct, frozen=True):
     error: str
     behind: dict[str, int]
     peers: dict[str, tuple[PeerStatus, ...]]
+    groups: dict[str, GroupStatus]
 
 
 class Status(msgspec.Struct, frozen=True):
@@ -143,12 +157,13 @@ class Status(msgspec.Struct, frozen=True):
     broker: BrokerStatus | None
 
 
-async def gather(store: SqliteStore, connector: str | None, *, quiet: bool) -> Status:
+async def gather(store: SqliteStore, connector: str | None, *, group: str = "", quiet: bool) -> Status:
     """Look at everything.
 
     Args:
         store: Open for reading.
         connector: URL of the broker to ask as well.
+        group: Name of a consumer group to ask it about.
         quiet: Show no progress.
     """
     identity = identity_of(store)
@@ -172,7 +187,7 @@ async def gather(store: SqliteStore, connector: str | None, *, quiet: bool) -> S
         quarantined=await _quarantined(store),
         alarms=tuple([_alarm(each) for each in await store.alarms()]),
         offsets={who: at.position for who, at in offsets.items()},
-        broker=await _broker(connector, identity.node, offsets, seen) if connector else None,
+        broker=await _broker(connector, identity.node, offsets, seen, group) if connector else None,
     )
 
 
@@ -257,7 +272,7 @@ async def _topic(store: SqliteStore, topic: str, heads: Heads) -> tuple[TopicSta
 
 
 async def _broker(
-    url: str, node: str, offsets: Mapping[str, Offset], topics: Mapping[str, tuple[Seen, str]]
+    url: str, node: str, offsets: Mapping[str, Offset], topics: Mapping[str, tuple[Seen, str]], group: str
 ) -> BrokerStatus:
     connector = connector_for(url)
     name = link_name(connector, url)
@@ -269,12 +284,16 @@ async def _broker(
             places.setdefault(topic, {})[int(partition)] = offset
     behind: dict[str, int] = {}
     peers: dict[str, tuple[PeerStatus, ...]] = {}
+    groups: dict[str, GroupStatus] = {}
     error = ""
     try:
         async with asyncio.timeout(BROKER_S):
             await connector.open()
             for topic, read in places.items():
                 behind[topic] = await _behind(connector, topic, read)
+                if group:
+                    progress = await connector.progress(topic, group=group)
+                    groups[topic] = GroupStatus(progress.waiting, progress.pending)
                 if topic in topics:
                     peers[topic] = await _peers(connector, topic, node, *topics[topic])
     except SyncKitError as failure:
@@ -283,7 +302,7 @@ async def _broker(
         error = f"no answer within {BROKER_S:g} s"
     finally:
         await connector.close()
-    return BrokerStatus(name, not error, error, behind, peers)
+    return BrokerStatus(name, not error, error, behind, peers, groups)
 
 
 async def _behind(connector: Connector, topic: str, read: Mapping[int, Offset]) -> int:

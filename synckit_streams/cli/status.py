@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -11,7 +14,15 @@ from synckit_streams.cli.holdings import BrokerStatus, Status, gather
 from synckit_streams.cli.terminal import JsonFlag, carry_out, plain_markup, plural, results, show_json
 
 
-def status(store: StoreUrl, connector: ConnectorUrl = None, json: JsonFlag = False) -> None:
+def status(
+    store: StoreUrl,
+    connector: ConnectorUrl = None,
+    group: Annotated[
+        str,
+        typer.Option("--group", metavar="NAME", help="With --connector: how far this group is.", show_default=False),
+    ] = "",
+    json: JsonFlag = False,
+) -> None:
     """Show what a store holds: events, conflicts, what is held back or missing, digests, and where its readers stand.
 
     The store is only read, also while a node writes to it. With --connector the broker is asked as well: how much of it
@@ -21,11 +32,12 @@ def status(store: StoreUrl, connector: ConnectorUrl = None, json: JsonFlag = Fal
 
       $ synckit status --store sqlite:///till.db
       $ synckit status --store sqlite:///till.db --connector nats://127.0.0.1:4222 --json
+      $ synckit status --store sqlite:///hub.db --connector kafka://127.0.0.1:9092 --group billing
     """
 
     async def work() -> None:
         async with reading(store) as opened:
-            found = await gather(opened, connector, quiet=json)
+            found = await gather(opened, connector, group=group, quiet=json)
         if json:
             show_json(found)
         else:
@@ -99,6 +111,10 @@ def _print_broker(console: Console, broker: BrokerStatus) -> None:
     for topic, behind in broker.behind.items():
         read = f"{plural(behind, 'message')} not read yet" if behind else "read to its end"
         console.print(f"  {plain_markup(topic)}: {read}")
+        if (group := broker.groups.get(topic)) is not None:
+            console.print(
+                f"    the group has {group.waiting:,} waiting, {group.pending:,} delivered and not acknowledged"
+            )
         for peer in broker.peers.get(topic, ()):
             same = "[green]holds the same[/green]" if peer.equal else ""
             if not same:

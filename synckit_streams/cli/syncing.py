@@ -55,6 +55,10 @@ def sync(
         typer.Option("--bridge", help="Meet over all the brokers at once, and pass on what came by one to the others."),
     ] = False,
     node: NodeName = None,
+    group: Annotated[
+        str,
+        typer.Option("--group", metavar="NAME", help="Read as a member of this consumer group.", show_default=False),
+    ] = "",
     watch: Annotated[bool, typer.Option("--watch", help="Stay in sync until Ctrl-C.")] = False,
     interval: Annotated[
         float, typer.Option("--interval", min=0.1, help="With --watch: seconds between meetings.")
@@ -81,7 +85,7 @@ def sync(
         if not await _is_open(store):
             if not connector:
                 raise ConfigError("over which broker?", hint="--connector nats://127.0.0.1:4222")
-            check_bridge(connector, "", bridge)
+            check_bridge(connector, group, bridge)
             if not topics:
                 raise ConfigError("the store is empty: which topics?", hint="--topic NAME, once for each")
         observer = Ticker() if watch and not json else None
@@ -91,6 +95,7 @@ def sync(
             topics=topics,
             connectors=connector or [],
             bridge=bridge,
+            group=group,
             observer=observer,
             quiet=json,
         ) as writer:

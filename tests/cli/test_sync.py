@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -239,3 +240,17 @@ def test_watch_waits_while_it_is_offline(process: Callable[..., Process], tmp_pa
     assert done.status == 143
     assert "Traceback" not in done.err
     assert (tmp_path / "a.db-clean").exists() or not (tmp_path / "a.db-door").exists()
+
+
+def test_a_worker_of_a_group(synckit: Command, tmp_path: Path, write: Write, redis_url: str) -> None:
+    """It takes what its group gets, and status says what is left for the group."""
+    topic = f"t{uuid.uuid4().hex[:12]}"
+    write("a", f"sqlite:///{tmp_path}/a.db", drafts(1, 2, 3, topic=topic))
+    assert synckit("sync", "--store", "sqlite:///a.db", "--connector", redis_url).status == 0
+    asked = ("status", "--store", "sqlite:///a.db", "--connector", redis_url, "--group", "billing")
+    assert synckit(*asked, "--json").json["broker"]["groups"] == {topic: {"waiting": 3, "pending": 0}}
+    assert "the group has 3 waiting, 0 delivered and not acknowledged" in " ".join(synckit(*asked).out.split())
+    worker = ("--store", "sqlite:///b.db", "--node", "b", "--topic", topic, "--connector", redis_url)
+    done = synckit("sync", *worker, "--group", "billing", "--json").json
+    assert (done["complete"], done["events_pulled"]) == (True, 3)
+    assert synckit(*asked, "--json").json["broker"]["groups"] == {topic: {"waiting": 0, "pending": 0}}
