@@ -87,6 +87,12 @@ class Transaction(Protocol):
     async def set_offset(self, consumer: str, offset: Offset) -> None:
         """Move a consumer."""
 
+    async def applied(self, projection: str, topic: str, aggregate_id: str) -> bytes | None:
+        """What a projection noted as the last state that it applied of an aggregate; None at first."""
+
+    async def note_applied(self, projection: str, states: Sequence[tuple[str, str, bytes]]) -> None:
+        """Note for some aggregates (topic and id) the states that it applies in this transaction."""
+
 
 @runtime_checkable
 class EventStore(Protocol):

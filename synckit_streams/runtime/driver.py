@@ -210,7 +210,7 @@ class Driver:
             StoreError: the store cannot say.
         """
         await self._caught_up()
-        if self._times_found < self._times_lost:
+        if self._times_found < self._times_lost or self.store.features.shared:  # another process may have written
             await self._catch_up()
 
     async def _caught_up(self) -> None:

@@ -33,11 +33,6 @@ from synckit_streams.runtime.paging import PageSize
 from synckit_streams.sync.conflict import ConflictResolver, conflict_of, resolve
 
 PAGE_EVENTS = 1_000
-_APPLIED = (
-    "CREATE TABLE IF NOT EXISTS projection_applied "
-    "(projection TEXT, topic TEXT, aggregate_id TEXT, data BLOB NOT NULL, "
-    "PRIMARY KEY (projection, topic, aggregate_id)) WITHOUT ROWID"
-)
 
 
 class Projector:
@@ -86,10 +81,8 @@ class Projector:
         consumer = f"projection|{projection.name}"
         async with store.transaction() as tx:
             offset = await tx.offset(consumer)
-            if projection.name not in self._ready:
-                await tx.execute(_APPLIED)
-                if offset is None:
-                    await self._run(projection, projection.reset(tx))
+            if projection.name not in self._ready and offset is None:
+                await self._run(projection, projection.reset(tx))
             page = await store.log(after=offset, limit=self._page_size.events)
             self._page_size.learn(each.event for each in page)
             if not page and offset is None:
@@ -144,11 +137,8 @@ class Projector:
         touched = dict.fromkeys((each.event.topic, each.event.aggregate_id) for each in ours)
         changes: list[Change] = []
         for topic, aggregate_id in touched:
-            key = (projection.name, topic, aggregate_id)
-            rows = await tx.execute(
-                "SELECT data FROM projection_applied WHERE projection = ? AND topic = ? AND aggregate_id = ?", key
-            )
-            if not rows and (topic, aggregate_id) not in follows:
+            state = await tx.applied(projection.name, topic, aggregate_id)
+            if state is None and (topic, aggregate_id) not in follows:
                 continue
             events = await store.aggregate(topic, aggregate_id)
             try:
@@ -157,12 +147,12 @@ class Projector:
                 raise ProjectionFailed(
                     f"the projection {projection.name!r} has no state for {aggregate_id!r}: {error.message}"
                 ) from error
-            previous = msgspec.json.decode(rows[0][0]) if rows else None
-            if rows and previous == current:
+            previous = None if state is None else msgspec.json.decode(state)
+            if state is not None and previous == current:
                 continue
             changes.append(Change(topic, aggregate_id, previous, current))
-        applied = [(projection.name, each.topic, each.aggregate_id, _json(projection, each)) for each in changes]
-        await tx.execute_many("INSERT OR REPLACE INTO projection_applied VALUES (?, ?, ?, ?)", applied)
+        applied = [(each.topic, each.aggregate_id, _json(projection, each)) for each in changes]
+        await tx.note_applied(projection.name, applied)
         return changes
 
 

@@ -23,7 +23,7 @@ from synckit_streams.ports.store import QUARANTINED_MAX, Opening, Quarantined, S
 from synckit_streams.stores.commits import CommitQueue
 from synckit_streams.stores.identity import nodes_of, noted_nodes, warn_of_other_node
 from synckit_streams.stores.ledger_store import Block, LedgerStore, Probe
-from synckit_streams.stores.models import check_still_open
+from synckit_streams.stores.models import AppliedInSqlite, check_still_open
 from synckit_streams.sync.ledger import Changes, Fork, Known, Ledger, Row, Wants
 
 
@@ -338,7 +338,7 @@ class MemoryFacts:
         return known
 
 
-class MemoryTransaction:
+class MemoryTransaction(AppliedInSqlite):
     """See `Transaction`."""
 
     def __init__(self, disk: MemoryDisk, own: dict[str, Offset], block: Block) -> None:

@@ -25,7 +25,49 @@ def check_still_open(connection: sqlite3.Connection, sql: str) -> None:
         )
 
 
-class SqliteTransaction:
+class AppliedInSqlite:
+    """Of a transaction on an SQLite database: which states the projections have applied, in a table that is made when
+    it is needed first."""
+
+    _there = False
+
+    async def execute(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """See `Transaction`."""
+        raise NotImplementedError
+
+    async def execute_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
+        """See `Transaction`."""
+        raise NotImplementedError
+
+    async def _make(self) -> None:
+        if not self._there:
+            await self.execute(
+                "CREATE TABLE IF NOT EXISTS projection_applied "
+                "(projection TEXT, topic TEXT, aggregate_id TEXT, data BLOB NOT NULL, "
+                "PRIMARY KEY (projection, topic, aggregate_id)) WITHOUT ROWID"
+            )
+            self._there = True
+
+    async def applied(self, projection: str, topic: str, aggregate_id: str) -> bytes | None:
+        """See `Transaction`."""
+        await self._make()
+        rows = await self.execute(
+            "SELECT data FROM projection_applied WHERE projection = ? AND topic = ? AND aggregate_id = ?",
+            (projection, topic, aggregate_id),
+        )
+        return rows[0][0] if rows else None
+
+    async def note_applied(self, projection: str, states: Sequence[tuple[str, str, bytes]]) -> None:
+        """See `Transaction`."""
+        if states:
+            await self._make()
+            await self.execute_many(
+                "INSERT OR REPLACE INTO projection_applied VALUES (?, ?, ?, ?)",
+                [(projection, *state) for state in states],
+            )
+
+
+class SqliteTransaction(AppliedInSqlite):
     """See `Transaction`. Statements run on the writer's thread, one after another."""
 
     def __init__(

@@ -71,11 +71,9 @@ class PostgresStore(LedgerStore):
         self.features = StoreFeatures(durable=True, sql=True, listen=True, shared=True)
         self._link = Link(target.dsn)
         self._statements = schema.Statements(target.schema)
-        self._begin_append = (
-            f"BEGIN; SET LOCAL lock_timeout = {int(busy_timeout_s * 1000)}; "
-            # A process that was stopped in the middle must not keep the others out for ever.
-            "SET LOCAL idle_in_transaction_session_timeout = 30000"
-        )
+        self._begin_own_sql = f"BEGIN; SET LOCAL lock_timeout = {int(busy_timeout_s * 1000)}"
+        # A process that was stopped in the middle of an append must not keep the others out for ever.
+        self._begin_append_sql = f"{self._begin_own_sql}; SET LOCAL idle_in_transaction_session_timeout = 30000"
         self.line: Line
         self._tenancy: Tenancy
         self._readers: Readers
@@ -201,7 +199,7 @@ class PostgresStore(LedgerStore):
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         self._proof = None
-        self.line.begin(self._begin_append)
+        self.line.begin(self._begin_append_sql)
         try:
             yield
             self._probe("commit")
@@ -236,7 +234,7 @@ class PostgresStore(LedgerStore):
         until = time.monotonic() + SETTLE_S
         while self._proof is not None:
             try:
-                self.line.begin(self._begin_append)
+                self.line.begin(self._begin_append_sql)
                 try:
                     self.line.row(self._statements.lock_head)  # the lost transaction holds it until its end
                     row = self.line.row(self._statements.hash_at, self._proof[0])
@@ -276,7 +274,7 @@ class PostgresStore(LedgerStore):
         self._commits = commits
 
     def _begin(self) -> None:
-        self.line.begin("BEGIN")
+        self.line.begin(self._begin_own_sql)
 
     def _end(self, *, commit: bool) -> None:
         if not commit:

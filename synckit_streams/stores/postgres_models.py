@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from hashlib import blake2b
 from typing import Any
 
 from synckit_streams.errors import StoreError
@@ -66,7 +67,8 @@ class PostgresTransaction:
         await self._run(sql, lambda: self._line.execute_many(sql, rows, timeout_s=STATEMENT_OWN_S))
 
     async def offset(self, consumer: str) -> Offset | None:
-        """See `Transaction`."""
+        """See `Transaction`. Another process that asks for the same consumer waits until this transaction has ended."""
+        await self.execute(self._statements.hold_consumer, (consumer,))
         rows = await self.execute(self._statements.offset, (consumer,))
         return Offset(*rows[0]) if rows else None
 
@@ -75,3 +77,19 @@ class PostgresTransaction:
         await self.execute(
             self._statements.put_offsets, ([consumer], [offset.log], [offset.position], [offset.fingerprint])
         )
+
+    async def applied(self, projection: str, topic: str, aggregate_id: str) -> bytes | None:
+        """See `Transaction`."""
+        rows = await self.execute(self._statements.applied, (_hash(projection, topic, aggregate_id),))
+        return rows[0][0] if rows else None
+
+    async def note_applied(self, projection: str, states: Sequence[tuple[str, str, bytes]]) -> None:
+        """See `Transaction`."""
+        if states:
+            rows = [(_hash(projection, *each[:2]), projection, *each) for each in states]
+            await self.execute(self._statements.note_applied, [list(column) for column in zip(*rows, strict=True)])
+
+
+def _hash(*names: str) -> bytes:
+    """Of an index entry, since an aggregate id may be longer than one may be."""
+    return blake2b("\0".join(names).encode(), digest_size=16).digest()

@@ -67,13 +67,16 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE TABLE {s}.places (run bigint PRIMARY KEY, reader text COLLATE "C" NOT NULL, topic text NOT NULL,
         origin text NOT NULL, first bigint NOT NULL, positions bytea NOT NULL);
     CREATE INDEX places_reader ON {s}.places (reader);
+    -- The state of each aggregate that a projection of resolved topics applied last. `key` hashes its names.
+    CREATE TABLE {s}.applied (key bytea PRIMARY KEY, projection text NOT NULL, topic text NOT NULL,
+        aggregate_id text NOT NULL, data bytea NOT NULL);
     -- What must not be passed over in silence: one of each kind and topic, and how often it was raised.
     CREATE TABLE {s}.alarms (kind text, topic text, evidence text NOT NULL, times bigint NOT NULL,
         first_ms bigint NOT NULL, last_ms bigint NOT NULL, PRIMARY KEY (kind, topic));
     """,
 )
 SCHEMA_VERSION = len(MIGRATIONS)
-TABLES = ("store", "streams", "events", "log", "held", "quarantine", "voids", "offsets", "places", "alarms")
+TABLES = ("store", "streams", "events", "log", "held", "quarantine", "voids", "offsets", "places", "applied", "alarms")
 
 _encode = encode_event = msgspec.msgpack.Encoder().encode
 decode_event = msgspec.msgpack.Decoder(Event).decode
@@ -176,6 +179,11 @@ class Statements:
             "ON CONFLICT (consumer) DO UPDATE SET log = excluded.log, position = excluded.position, "
             "fingerprint = excluded.fingerprint"
         )
+        self.applied = f"SELECT data FROM {s}.applied WHERE key = $1"
+        self.note_applied = (
+            f"INSERT INTO {s}.applied SELECT * FROM {_unnest(['bytea', 'text', 'text', 'text', 'bytea'])} "
+            "ON CONFLICT (key) DO UPDATE SET data = excluded.data"
+        )
         self.put_alarms = (
             f"INSERT INTO {s}.alarms AS a SELECT * FROM "
             f"{_unnest(['text', 'text', 'text', 'bigint', 'bigint', 'bigint'])} ON CONFLICT (kind, topic) DO UPDATE "
@@ -198,6 +206,8 @@ class Statements:
             "WHERE s.topic = $1 AND e.aggregate > $2 ORDER BY e.aggregate LIMIT $3"
         )
         self.runs = f"SELECT reader, topic, origin, first, positions FROM {s}.places WHERE reader = $1 ORDER BY run"
+        # Whoever reads in a transaction where a consumer stands is about to move it: one at a time, over all processes.
+        self.hold_consumer = f"SELECT pg_advisory_xact_lock(hashtextextended($1, '{s}.offsets'::regclass::oid::bigint))"
         self.offset = f"SELECT log, position, fingerprint FROM {s}.offsets WHERE consumer = $1"
         self.offsets = f"SELECT consumer, log, position, fingerprint FROM {s}.offsets ORDER BY consumer"
         self.quarantine = (

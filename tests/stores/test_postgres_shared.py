@@ -17,10 +17,12 @@ from typing import Any
 import asyncpg
 import pytest
 
-from synckit_streams.errors import StoreUnavailable
+from synckit_streams.errors import StoreBusy, StoreUnavailable
 from synckit_streams.model.codec import event_hash
 from synckit_streams.model.event import Draft, Offset
-from synckit_streams.ports.store import EventStore
+from synckit_streams.ports.projection import Batch
+from synckit_streams.ports.store import EventStore, Transaction
+from synckit_streams.runtime.node import SyncNode
 from synckit_streams.stores.postgres import PostgresStore
 from synckit_streams.stores.postgres_line import READERS_MAX
 from synckit_streams.testing import FaultProxy, PostgresServer
@@ -188,6 +190,97 @@ async def test_whoever_writes_under_our_origin_ends_it_for_every_process(databas
         await two.append(received=arrivals(guess), now_ms=NOW_MS)
         fresh = [(await each.append([draft()], now_ms=NOW_MS)).appended[0].event for each in (one, two)]
         assert fresh[0].origin == fresh[1].origin != event.origin
+
+
+async def test_a_read_model_is_written_by_one_process_at_a_time(database: str) -> None:
+    """Whoever reads where a consumer stands holds it, from its first time on: no effect is applied twice."""
+    async with opened(database) as one, opened(database) as two:
+        async with one.transaction() as tx:
+            await tx.execute("CREATE TABLE applied (position bigint)")
+
+        async def apply(store: PostgresStore) -> None:
+            for _ in range(10):
+                async with store.transaction() as tx:
+                    before = await tx.offset("totals")
+                    position = (before.position if before else 0) + 1
+                    await tx.execute("INSERT INTO applied VALUES ($1)", (position,))
+                    await tx.set_offset("totals", Offset(store.id, position))
+
+        await asyncio.gather(apply(one), apply(two))
+        rows = await run_sql(database, "SELECT position FROM applied ORDER BY position")
+        assert [row["position"] for row in rows] == list(range(1, 21))
+
+
+async def test_a_consumer_that_another_process_holds_for_long_is_busy(database: str) -> None:
+    """Retryable, and nothing is written; the appends of this process go on."""
+    async with opened(database) as one, opened(database, busy_timeout_s=0.1) as two:
+        async with one.transaction() as tx:
+            await tx.offset("totals")
+
+            async def ask() -> None:
+                async with two.transaction() as mine:
+                    await mine.offset("totals")
+
+            with pytest.raises(StoreBusy) as raised:
+                await ask()
+            assert raised.value.retryable
+            assert (await two.append([draft()], now_ms=NOW_MS)).fresh == 1
+        await ask()
+
+
+class Totals:
+    """Adds up quantities: of every event, or of what each aggregate resolves to."""
+
+    topics = ("orders",)
+    types: tuple[str, ...] = ()
+
+    def __init__(self, *, resolved: bool) -> None:
+        self.resolved = resolved
+        self.name = f"totals_{resolved}".lower()
+
+    async def reset(self, tx: Transaction) -> None:
+        await tx.execute(f"DROP TABLE IF EXISTS {self.name}")
+        await tx.execute(f"CREATE TABLE {self.name} (id text PRIMARY KEY, qty bigint NOT NULL)")
+
+    async def apply(self, batch: Batch, tx: Transaction) -> None:
+        rows = [(each.event.aggregate_id, each.event.data["qty"]) for each in batch.stored]
+        if self.resolved:
+            rows = [
+                (each.aggregate_id, each.current["qty"] - (each.previous["qty"] if each.previous else 0))
+                for each in batch.changes
+            ]
+        await tx.execute_many(
+            f"INSERT INTO {self.name} AS t VALUES ($1, $2) ON CONFLICT (id) DO UPDATE SET qty = t.qty + excluded.qty",
+            rows,
+        )
+
+
+async def test_two_processes_of_a_node_meet_and_project(database: str) -> None:
+    """Each sends what the other one wrote, calls nothing complete that the other one still has to send, and counts
+    nothing twice."""
+
+    def node(name: str, store: str) -> SyncNode:
+        projections = [] if store == "memory:" else [Totals(resolved=False), Totals(resolved=True)]
+        return SyncNode(name, store=store, connectors=["memory://shared"], topics=["orders"], projections=projections)
+
+    def draft_of(qty: int) -> Draft:
+        return Draft("orders", "order.changed", "o-1", {"qty": qty})
+
+    async with node("hub", database) as one, node("hub", database) as two, node("till", "memory:") as till:
+        await one.append(draft_of(1))
+        assert (await one.sync()).complete
+        await two.append(draft_of(10))
+        result = await one.sync()
+        assert (result.complete, result.events_pushed) == (True, 1)
+        await till.append(draft_of(100))
+        assert (await till.sync()).complete
+        for each in (one, two, one, till):
+            assert (await each.sync()).complete
+        assert len({await each.digest("orders") for each in (one, two, till)}) == 1
+        await asyncio.gather(one.project(), two.project())
+        assert [tuple(row) for row in await run_sql(database, "SELECT * FROM totals_false")] == [("o-1", 111)]
+        last = (await one.resolve("orders", "o-1")).data["qty"]
+        assert [tuple(row) for row in await run_sql(database, "SELECT * FROM totals_true")] == [("o-1", last)]
 
 
 # --- waking up --------------------------------------------------------------------------------------------------------

@@ -243,7 +243,7 @@ BUGS = (
         (
             Edit(
                 PROJECTOR,
-                "            previous = msgspec.json.decode(rows[0][0]) if rows else None\n",
+                "            previous = None if state is None else msgspec.json.decode(state)\n",
                 "            previous = None\n",
             ),
         ),

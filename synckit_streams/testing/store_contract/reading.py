@@ -261,6 +261,31 @@ class Reading(Bench):
             async with store.transaction() as tx:
                 assert await tx.execute("SELECT sum(total) FROM totals") == [(3,)]
 
+    async def test_what_a_projection_applied_commits_with_its_effect(self, opened: Any) -> None:
+        """The last state of each aggregate, by any name that an aggregate may have; nothing of a block that raised."""
+        long = "😀" * 10_000
+        async with opened() as store:
+            async with store.transaction() as tx:
+                assert await tx.applied("totals", "orders", "o-1") is None
+                await tx.note_applied("totals", [("orders", "o-1", b"1"), ("orders", long, b"[2]")])
+                await tx.note_applied("totals", [])
+                assert await tx.applied("totals", "orders", long) == b"[2]"
+
+            async def fail() -> None:
+                async with store.transaction() as tx:
+                    await tx.note_applied("totals", [("orders", "o-1", b"9"), ("stock", "o-1", b"9")])
+                    raise ZeroDivisionError
+
+            with pytest.raises(ZeroDivisionError):
+                await fail()
+            async with store.transaction() as tx:
+                await tx.note_applied("totals", [("orders", long, b"3")])
+                states = [
+                    await tx.applied("totals", *of) for of in (("orders", "o-1"), ("orders", long), ("stock", "o-1"))
+                ]
+                assert states == [b"1", b"3", None]
+                assert await tx.applied("others", "orders", "o-1") is None
+
     async def test_alarms_are_kept(self, opened: Any) -> None:
         """One of each kind and topic: what was seen last, how often, and when first; also over a reopening."""
         async with opened() as store:
