@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Protocol
+from urllib.parse import urlsplit, urlunsplit
 
 import typer
 from rich.markup import escape
@@ -73,6 +74,15 @@ def file_of(url: str) -> Path | None:
     return SqliteStore(url, read_only=True).path if url.lower().startswith("sqlite:") else None
 
 
+def shown(url: str) -> str:
+    """A store's URL for a message: without user, password and options."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return url.partition(":")[0]
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment=""))
+
+
 @asynccontextmanager
 async def reading(url: str) -> AsyncIterator[SqliteStore]:
     """A store, to be read: also while a node writes it, and without taking anything from it.
@@ -83,7 +93,10 @@ async def reading(url: str) -> AsyncIterator[SqliteStore]:
     """
     if file_of(url) is None:
         store_for(url)  # a wrong URL has an error of its own
-        raise ConfigError(f"{url!r} holds nothing that another process could read", hint="--store sqlite:///FILE")
+        raise ConfigError(
+            f"this command reads SQLite stores, which {shown(url)} is not",
+            hint="--store sqlite:///FILE; a PostgreSQL store can be read with psql: docs/reference/postgres-schema.md",
+        )
     store = SqliteStore(url, read_only=True)
     await store.open(Opening(node="reader", topics=(), dice=os.urandom))
     try:
@@ -194,6 +207,9 @@ async def _take(
         StoreInUse: another process has it, and does not let us in.
     """
     path = file_of(url)
+    if path is None and not node and not url.lower().startswith("memory:"):
+        # A name that is drawn would take the store over from the node whose it is.
+        raise ConfigError(f"whose is {shown(url)}?", hint="say --node ID")
     deadline = asyncio.get_running_loop().time() + KNOCK_S
     while True:
         known = (await remembered(url)).node

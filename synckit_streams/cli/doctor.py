@@ -22,7 +22,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from synckit_streams.cli.access import ConnectorUrl, identity_of, reading
+from synckit_streams.cli.access import ConnectorUrl, identity_of, reading, shown
 from synckit_streams.cli.terminal import JsonFlag, carry_out, plain_markup, plural, progress, results, show_json
 from synckit_streams.errors import SyncKitError
 from synckit_streams.model.codec import DIGEST_MODULUS, event_hash
@@ -195,7 +195,7 @@ async def _store(url: str, *, quiet: bool) -> list[Check]:
             checks.append(await _sums(store, quiet=quiet))
             checks.append(_space(store.path))
     except SyncKitError as error:
-        checks.append(Check("store", url, State.FAILED, f"{error.code} {error.message}", error.hint))
+        checks.append(Check("store", shown(url), State.FAILED, f"{error.code} {error.message}", error.hint))
     return checks
 
 
