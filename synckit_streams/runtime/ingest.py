@@ -169,7 +169,10 @@ class Ingestion:
         self._driver = driver
         self._connector = connector_for(ingest.connector)
         if not self._connector.features.taps:
-            raise FeatureUnsupported(f"{type(self._connector).__name__} reads nothing but our own messages")
+            raise FeatureUnsupported(
+                f"{type(self._connector).__name__} reads nothing but our own messages",
+                hint="ingest over a connector with features.taps: Kafka, NATS, Redis",
+            )
         self._made = isinstance(ingest.connector, str)
         self._name = f"{getattr(self._connector, 'url', type(self._connector).__name__)} {ingest.source}"
         self._failures = 0

@@ -194,7 +194,9 @@ def local_kafka(directory: Path | None = None) -> KafkaServer | NoidaServer:
         try:
             return NoidaServer(directory)
         except MissingDependency as noida:
-            raise MissingDependency(f"{apache}; {noida}") from None
+            raise MissingDependency(
+                f"{apache.message}; {noida.message}", hint=f"{apache.hint}; or {noida.hint}"
+            ) from None
 
 
 def answers(host: str, port: int) -> bool:

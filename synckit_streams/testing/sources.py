@@ -172,7 +172,9 @@ def serving(kind: Kind, directory: Path, environ: Mapping[str, str] = os.environ
                 with server:
                     yield Found(server.url, f"local {server.name}")
                 return
-    raise MissingDependency(f"no {kind.name} server: {'; '.join(why)}")
+    raise MissingDependency(
+        f"no {kind.name} server: {'; '.join(why)}", hint="docs/how-to/test-with-brokers.md says where they come from"
+    )
 
 
 def _no_container(image: str, *, pull: bool) -> str:
