@@ -102,11 +102,19 @@ class PlaceRun(NamedTuple):
 
 
 class Reuse(NamedTuple):
-    """One key with two contents: which hash stays under the key, and the event issued again."""
+    """One key with two contents: which hash stays under the key, and the event issued again.
+
+    Args:
+        key: Of both.
+        kept: Hash of the one that has the key now.
+        reissued: The other one, as everybody issues it again.
+        held: Whether the newcomer had waited for a cause: then the place that was noted for the key may be its own.
+    """
 
     key: Key
     kept: bytes
     reissued: Event
+    held: bool = False
 
 
 class AppendResult(msgspec.Struct, frozen=True, kw_only=True):

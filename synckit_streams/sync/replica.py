@@ -226,12 +226,13 @@ class Replica:
     def _misplaced(self, reused: Sequence[Reuse], cause: object) -> list[Effect]:
         """Two events had one key: which of them lies in the other logs under it, we cannot know any more.
 
-        So neither does, as far as is known: the one that keeps the key goes there again.
+        So neither does, as far as is known: the one that keeps the key goes there again. In the log from which one of
+        them came we do know, unless it waited here first: its place was noted before it met the other.
         """
         runs: list[PlaceRun] = []
-        for key, _, _ in reused:
+        for key, _, _, held in reused:
             for channel in self._channels.values():
-                came = isinstance(cause, protocol.Received) and channel.link == cause.link
+                came = isinstance(cause, protocol.Received) and channel.link == cause.link and not held
                 partition = channel.places.partition_of(key.origin, key.seq)
                 if channel.topic == key.topic and not came and partition is not None:
                     channel.places.add(key.origin, key.seq, NOWHERE, partition)
@@ -255,7 +256,7 @@ class Replica:
 
     def _alarms(self, result: AppendResult, topic: str) -> list[Effect]:
         alarms: list[Effect] = []
-        for key, kept, reissued in result.reused:
+        for key, kept, reissued, _ in result.reused:
             text = (
                 f"{key.origin}:{key.seq} has two contents; {kept.hex()[:8]} stays, {reissued.id} is {reissued.origin}:1"
             )

@@ -164,7 +164,9 @@ class Turn:
                 self.released += 1
                 self.topics.add(event.topic)
                 if event.key in self.ledger:
+                    before = len(self.reused)
                     come.extend(self.place(event, hash, None))
+                    self.reused[before:] = [each._replace(held=True) for each in self.reused[before:]]
                 else:
                     self.store(event, hash, self.ledger.stream(event.topic, event.origin))
                     come.append(event.key)
