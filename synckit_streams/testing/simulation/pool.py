@@ -66,10 +66,12 @@ def play_many(seeds: Sequence[int], profile: str = "", *, jobs: int = 0) -> Iter
 
 def many(do: Callable[..., T], work: Sequence[tuple[object, ...]], *, jobs: int = 0) -> Iterator[T]:
     """Call a module's function with each of these arguments on `jobs` processes; gives the answers in their order."""
-    jobs = min(jobs or os.cpu_count() or 1, len(work))
-    if jobs <= 1:
+    if len(work) <= 1:
         yield from (do(*each) for each in work)
         return
+    # Also one job is a process of its own: Ctrl-C would come in the middle of a history, where a store takes whatever is
+    # raised for the failure of a commit, and goes on.
+    jobs = min(jobs or os.cpu_count() or 1, len(work))
     with processes(jobs) as pool:
         yield from pool.imap(_Call(do), work, chunksize=1)
 
