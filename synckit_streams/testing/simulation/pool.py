@@ -69,8 +69,8 @@ def many(do: Callable[..., T], work: Sequence[tuple[object, ...]], *, jobs: int 
     if len(work) <= 1:
         yield from (do(*each) for each in work)
         return
-    # Also one job is a process of its own: Ctrl-C would come in the middle of a history, where a store takes whatever is
-    # raised for the failure of a commit, and goes on.
+    # Also one job is a process of its own: Ctrl-C would come in the middle of a history, where a store takes whatever
+    # is raised for the failure of a commit, and goes on.
     jobs = min(jobs or os.cpu_count() or 1, len(work))
     with processes(jobs) as pool:
         yield from pool.imap(_Call(do), work, chunksize=1)
