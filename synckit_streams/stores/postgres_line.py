@@ -175,6 +175,15 @@ class Line:
         """Run one statement for each row, in one go."""
         self._run(self._connection.executemany(sql, rows, timeout=timeout_s))
 
+    def copy(self, target: tuple[str, str], columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Insert rows into a table, named by its schema and its name."""
+        schema, table = target
+        self._run(
+            self._connection.copy_records_to_table(
+                table, schema_name=schema, columns=columns, records=rows, timeout=STATEMENT_S
+            )
+        )
+
     def begin(self, how: str) -> None:
         """Begin a transaction. A connection that turns out to be dead is made anew: nothing was asked of it yet."""
         self.connect()

@@ -87,10 +87,11 @@ _COLUMNS = (
     "e.position, e.twin, e.hash, e.id, s.topic, e.type, e.aggregate_id, e.payload, e.metadata, s.origin, e.seq, "
     "e.prev, e.context, e.after, e.at, e.schema_version, e.traceparent"
 )
-_EVENT_TYPES = [
-    "bigint", "integer", "bigint", "text", "text", "text", "bytea", "bytea", "bigint", "bytea", "bytea", "bigint",
-    "bigint", "text", "bigint", "boolean", "bytea",
-]  # fmt: skip
+EVENT_COLUMNS = (
+    "position", "stream", "seq", "id", "type", "aggregate_id", "payload", "metadata", "prev", "context", "after", "at",
+    "schema_version", "traceparent", "aggregate", "twin", "hash",
+)  # fmt: skip
+"""Of the table `events`, as they are written."""
 
 
 def _unnest(types: Sequence[str], first: int = 1) -> str:
@@ -138,7 +139,7 @@ class Statements:
         self.held = f"SELECT hash, event FROM {s}.held"
         self.last_run = f"SELECT coalesce(max(run), 0) FROM {s}.places"
         # Writing.
-        self.insert_events = f"INSERT INTO {s}.events SELECT * FROM {_unnest(_EVENT_TYPES)}"
+        self.events = (schema, "events")
         self.upsert_streams = (
             f"INSERT INTO {s}.streams SELECT * FROM "
             f"{_unnest(['integer', 'text', 'text', 'bytea', 'bytea', 'bigint', 'bigint'])} "
