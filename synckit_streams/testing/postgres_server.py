@@ -21,7 +21,8 @@ from synckit_streams.testing.server import Server, find_binary
 INIT_S: Final = 60.0
 PROTOCOL: Final = 3 << 16
 USER: Final = "postgres"
-READY: Final = b"database system is ready to accept connections"
+READY: Final = b"database system is ready to accept "
+"""Connections, or of a standby read-only ones."""
 
 # PostgreSQL refuses to run as root. Whoever is root (in a container, say) lets the user nobody run it. exec keeps the
 # process id.
