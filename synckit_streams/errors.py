@@ -24,7 +24,8 @@ SyncKitError(code, retryable, hint)
 │  ├─ CauseUnknown SK308        an event names a cause that this store does not hold
 │  ├─ SchemaNewer SK309         written by a newer version of this library
 │  ├─ StoreUnavailable SK310    the store's server cannot be reached (retryable)
-│  └─ StoreDenied SK311         the store's server does not let us in, or not write
+│  ├─ StoreDenied SK311         the store's server does not let us in, or not write
+│  └─ LeaseLost SK313           somebody else has taken what the commit needed
 ├─ ConnectorError SK400         the broker or the way to it
 │  ├─ Unavailable SK401         cannot be reached (retryable)
 │  ├─ Timeout SK402             reached, but no answer in time (retryable)
@@ -220,6 +221,13 @@ class StoreDenied(StoreError):
 
     code = "SK311"
     default_hint = "check the URL, and what the user may do"
+
+
+class LeaseLost(StoreError):
+    """Somebody else has taken the lease that a commit was to be made under; nothing was written."""
+
+    code = "SK313"
+    default_hint = "stop this work, whoever has the lease goes on with it; renew leases well before they run out"
 
 
 class ConnectorError(SyncKitError):

@@ -25,7 +25,7 @@ from synckit_streams.model.codec import node_of
 from synckit_streams.model.event import Draft, Event, Offset, Stored
 from synckit_streams.model.exchange import AppendResult, Arrival, PlaceRun, Raised, Summary
 from synckit_streams.model.seen import Interval
-from synckit_streams.ports.store import Opening, Quarantined, StoreFeatures, Transaction
+from synckit_streams.ports.store import Lease, Opening, Quarantined, StoreFeatures, Transaction
 from synckit_streams.stores import postgres_schema as schema
 from synckit_streams.stores.aggregate_hash import AggregateHash
 from synckit_streams.stores.commits import CommitQueue
@@ -68,7 +68,7 @@ class PostgresStore(LedgerStore):
         require_asyncpg()
         target = parse_url(url)
         super().__init__(target.name, threads=True, probe=probe)
-        self.features = StoreFeatures(durable=True, sql=True, listen=True, shared=True)
+        self.features = StoreFeatures(durable=True, sql=True, listen=True, shared=True, leases=True)
         self._link = Link(target.dsn)
         self._statements = schema.Statements(target.schema)
         self._begin_own_sql = f"BEGIN; SET LOCAL lock_timeout = {int(busy_timeout_s * 1000)}"
@@ -328,6 +328,30 @@ class PostgresStore(LedgerStore):
             traceparent=traceparent,
             alarms=alarms,
         )
+
+    # --- leases ------------------------------------------------------------------------------------------------------
+
+    def _has_lease(self, lease: Lease) -> bool:
+        if not self.line.in_transaction:  # it is lost, and the commit will say so
+            return True
+        return self.line.row(self._statements.hold_lease, lease.name, lease.token) is not None
+
+    async def lease(self, name: str, holder: str, *, ttl_s: float) -> Lease | None:
+        """See `EventStore`."""
+        self._leasing(ttl_s)
+        check_name(name)
+        check_name(holder)
+        rows: list[Any] = await self._read(list, self._statements.take_lease, name, holder, ttl_s)
+        return Lease(name, holder, rows[0][0]) if rows else None
+
+    async def renew(self, lease: Lease, *, ttl_s: float) -> bool:
+        """See `EventStore`."""
+        self._leasing(ttl_s)
+        return bool(await self._read(list, self._statements.renew_lease, lease.name, lease.token, ttl_s))
+
+    async def release(self, lease: Lease) -> None:
+        """See `EventStore`."""
+        await self._read(list, self._statements.release_lease, lease.name, lease.token)
 
     # --- reading -----------------------------------------------------------------------------------------------------
 

@@ -74,9 +74,27 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE TABLE {s}.alarms (kind text, topic text, evidence text NOT NULL, times bigint NOT NULL,
         first_ms bigint NOT NULL, last_ms bigint NOT NULL, PRIMARY KEY (kind, topic));
     """,
+    """
+    -- Who has what to himself, and until when by the server's clock. `token` ascends; a row is never deleted.
+    CREATE TABLE {s}.leases (name text COLLATE "C" PRIMARY KEY, holder text NOT NULL, token bigint NOT NULL,
+        until timestamptz NOT NULL);
+    """,
 )
 SCHEMA_VERSION = len(MIGRATIONS)
-TABLES = ("store", "streams", "events", "log", "held", "quarantine", "voids", "offsets", "places", "applied", "alarms")
+TABLES = (
+    "store",
+    "streams",
+    "events",
+    "log",
+    "held",
+    "quarantine",
+    "voids",
+    "offsets",
+    "places",
+    "applied",
+    "alarms",
+    "leases",
+)
 
 _encode = encode_event = msgspec.msgpack.Encoder().encode
 decode_event = msgspec.msgpack.Decoder(Event).decode
@@ -189,6 +207,20 @@ class Statements:
             f"INSERT INTO {s}.alarms AS a SELECT * FROM "
             f"{_unnest(['text', 'text', 'text', 'bigint', 'bigint', 'bigint'])} ON CONFLICT (kind, topic) DO UPDATE "
             "SET evidence = excluded.evidence, times = a.times + excluded.times, last_ms = excluded.last_ms"
+        )
+        # Leases.
+        until = "clock_timestamp() + make_interval(secs => $3)"
+        self.take_lease = (
+            f"INSERT INTO {s}.leases AS l VALUES ($1, $2, 1, {until}) ON CONFLICT (name) DO UPDATE SET "
+            "holder = excluded.holder, token = l.token + 1, until = excluded.until "
+            "WHERE l.until <= clock_timestamp() OR l.holder = excluded.holder RETURNING token"
+        )
+        self.renew_lease = f"UPDATE {s}.leases SET until = {until} WHERE name = $1 AND token = $2 RETURNING 1"
+        self.release_lease = f"UPDATE {s}.leases SET until = clock_timestamp() WHERE name = $1 AND token = $2"
+        # Locked, so that nobody takes it before the commit. Who is stopped just then must not keep it for ever.
+        self.hold_lease = (
+            f"SELECT set_config('idle_in_transaction_session_timeout', '30000', true) FROM {s}.leases "
+            "WHERE name = $1 AND token = $2 FOR SHARE"
         )
         # Pages.
         self.page = self._page("position", "position > $1")

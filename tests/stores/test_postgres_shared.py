@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -310,3 +312,64 @@ async def test_a_watcher_hears_of_what_another_process_wrote(database: str) -> N
         assert len(await store.log(after=None, limit=9)) == 2
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
+
+
+# --- leases -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("taken", [True, False])
+async def test_a_process_that_was_stopped_past_its_lease(database: str, taken: bool) -> None:
+    """If another one has it meanwhile, its commit is refused; if nobody has, there is no harm in it."""
+    process = child("asyncio.run(commit_late(sys.argv[1]))", database)
+    try:
+        assert await asyncio.to_thread(line, process) == "in the middle"
+        os.kill(process.pid, signal.SIGSTOP)
+        async with opened(database) as store:
+            expired = "SELECT 1 FROM synckit.leases WHERE until <= clock_timestamp()"
+            await until(lambda: run_sql(database, expired), "the lease runs out")
+            if taken:
+                lease = await store.lease("lane-1", "prompt", ttl_s=60.0)
+                assert lease is not None
+                async with store.transaction(lease) as tx:
+                    await tx.set_offset("prompt", Offset(store.id, 1))
+            os.kill(process.pid, signal.SIGCONT)
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+            assert await asyncio.to_thread(line, process) == ("lost" if taken else "committed")
+            assert set(await store.offsets()) == ({"prompt"} if taken else {"late"})
+    finally:
+        end(process)
+
+
+async def test_a_lease_is_not_taken_in_the_middle_of_a_commit(database: str) -> None:
+    """Whoever asks for one that has run out waits for the commit under it."""
+    loop = asyncio.get_running_loop()
+    reached, go_on = asyncio.Event(), threading.Event()
+    hold = False
+
+    def probe(step: str) -> None:
+        if hold and step == "commit":
+            loop.call_soon_threadsafe(reached.set)
+            assert go_on.wait(DEADLINE_S)
+
+    async with opened(database, probe=probe) as slow, opened(database) as quick:
+        lease = await slow.lease("lane-1", "slow", ttl_s=0.01)
+
+        async def commit() -> None:
+            async with slow.transaction(lease) as tx:
+                await tx.set_offset("lane-1", Offset(slow.id, 1))
+
+        hold = True
+        first = asyncio.create_task(commit())
+        await asyncio.wait_for(reached.wait(), DEADLINE_S)
+        expired = "SELECT 1 FROM synckit.leases WHERE until <= clock_timestamp()"
+        await until(lambda: run_sql(database, expired), "the lease runs out")
+        second = asyncio.create_task(quick.lease("lane-1", "quick", ttl_s=60.0))
+        waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        await until(lambda: run_sql(database, waiting), "the second one waits")
+        hold = False
+        go_on.set()
+        await first
+        assert (await second) is not None
+        assert await quick.offset("lane-1") == Offset(slow.id, 1)
