@@ -93,6 +93,10 @@ def translate(error: BaseException, name: str) -> BaseException:
         return StoreCorrupt(f"{name}: {said}")
     if state == "3D000":
         return StoreError(f"{name}: {said}", hint="make the database, or check its name in the URL")
+    if state in ("26000", "42P05"):  # a prepared statement that is not there, or that is there already
+        return StoreError(
+            f"{name}: {said}", hint="a pool in between must be one of sessions: docs/how-to/postgresql.md"
+        )
     if state == "25006":
         return StoreUnavailable(f"{name} cannot be written: {said}", hint="a node needs the primary, not a standby")
     return StoreError(f"{name}: {said} (SQLSTATE {state})", hint="nothing of this call was written")

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from synckit_streams.errors import StoreDenied, StoreFull, StoreUnavailable
+from synckit_streams.errors import StoreDenied, StoreError, StoreFull, StoreUnavailable
 from synckit_streams.model.event import Draft, Offset
 from synckit_streams.ports.store import EventStore
 from synckit_streams.stores.postgres import PostgresStore
@@ -332,6 +332,17 @@ def give_to_server(place: Path) -> None:
     """Its owner is who runs the server."""
     if os.geteuid() == 0:
         os.chown(place, pwd.getpwnam("nobody").pw_uid, -1)
+
+
+async def test_a_pool_of_transactions_is_named_in_the_hint(database: str) -> None:
+    """What such a pool does: the next statement meets a server that has not prepared it. Nothing is written."""
+    async with opened(database) as store:
+        await store.append([draft()], now_ms=NOW_MS)
+        async with store.transaction() as tx:
+            await tx.execute("DEALLOCATE ALL")
+        with pytest.raises(StoreError, match="a pool in between"):
+            await store.append([draft()], now_ms=NOW_MS)
+        assert len(await store.log(after=None, limit=9)) == 1
 
 
 # --- a server that may not be written ---------------------------------------------------------------------------------
