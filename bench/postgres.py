@@ -244,13 +244,17 @@ async def processes_rate(url: str, processes: int, each: int) -> float:
         started = time.perf_counter()
         for process in workers:
             tell(process)
-        after, seen = Offset(target.store.id, 1), 0
-        while seen < processes * each:
+        after, last = Offset(target.store.id, 1), 1 + processes * each
+        watching = aiter(target.store.watch())
+        while after.position < last:
             page = await target.store.log(after=after, limit=drafts.CALL_EVENTS)
             for stored in page:
                 # Commit order: had a later position been visible first, this one would never be read.
                 assert stored.position == after.position + 1
-                after, seen = stored.offset, seen + 1
+                after = stored.offset
+            if not page:
+                await anext(watching)
+        await watching.aclose()  # type: ignore[attr-defined]
         seconds = time.perf_counter() - started
     for process in workers:
         finish(process)
