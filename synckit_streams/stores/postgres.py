@@ -258,19 +258,11 @@ class PostgresStore(LedgerStore):
         if not changes and not changes.alarms and not changes.streams and ledger.origin == head["origin"]:
             return
         commits = head["commits"] + 1
-        self._writer.write(changes, ledger, commits)
+        beside = changes.reused or changes.held_added or changes.held_gone or changes.voids or changes.asides
+        self._writer.write(changes, ledger, commits, commits if beside else head["aside"], self._tenancy.life)
         if changes.rows:
             last = changes.rows[-1]
             self._proof = (last.position, last.hash)
-        beside = changes.reused or changes.held_added or changes.held_gone or changes.voids or changes.asides
-        self.line.execute(
-            self._statements.set_head_and_tell if changes.rows else self._statements.set_head,
-            ledger.position,
-            commits,
-            commits if beside else head["aside"],
-            ledger.origin,
-            self._tenancy.life,
-        )
         self._commits = commits
 
     def _begin(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from synckit_streams.model.clock import Key
 from synckit_streams.model.event import Stored
@@ -144,21 +145,21 @@ class RowWriter:
         """Somebody else has written places, perhaps; ours go on in rows of their own."""
         self._places = None
 
-    def write(self, changes: Changes, ledger: Ledger, commits: int) -> None:
-        """All but the head.
+    def write(self, changes: Changes, ledger: Ledger, commits: int, aside: int, life: str) -> None:
+        """All of it, the head last.
 
         Args:
             changes: What to write.
             ledger: As it is after them.
             commits: Number of the transaction.
+            aside: Of the last one that changed more than the log's end.
+            life: Of the database.
         """
         execute, s = self._line.execute, self._statements
         if changes.reused:
             self._move(changes)
         if changes.rows:
             self._insert(changes.rows)
-        if changes.streams:
-            self._put_streams(sorted(changes.streams), ledger, commits)
         if changes.held_gone:
             execute(s.drop_held, changes.held_gone)
         if changes.held_added:
@@ -190,6 +191,11 @@ class RowWriter:
             )
         if changes.alarms:
             execute(s.put_alarms, *map(list, zip(*once(changes.alarms), strict=True)))
+        execute(
+            s.finish_and_tell if changes.rows else s.finish,
+            *self._streams(sorted(changes.streams), ledger, commits),
+            *(ledger.position, commits, aside, ledger.origin, life),
+        )
 
     def _insert(self, rows: Sequence[Row]) -> None:
         # COPY costs half of an INSERT, for the server and for us, and one row is no dearer. It knows no ON CONFLICT,
@@ -210,10 +216,10 @@ class RowWriter:
             ],
         )  # fmt: skip
 
-    def _put_streams(self, forks: Sequence[Fork], ledger: Ledger, commits: int) -> None:
+    def _streams(self, forks: Sequence[Fork], ledger: Ledger, commits: int) -> list[list[Any]]:
+        """The columns of those that grew."""
         streams = [ledger.streams[topic][origin] for topic, origin in forks]
-        self._line.execute(
-            self._statements.upsert_streams,
+        return [
             [self._numbers.of(fork) for fork in forks],
             [topic for topic, _ in forks],
             [origin for _, origin in forks],
@@ -221,7 +227,7 @@ class RowWriter:
             [stream.total.to_bytes(32, "big") for stream in streams],
             [stream.at_packed for stream in streams],
             [commits] * len(forks),
-        )
+        ]
 
     def _move(self, changes: Changes) -> None:
         """What a reused key did to rows that were there before."""
