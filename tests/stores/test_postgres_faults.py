@@ -247,7 +247,7 @@ async def test_kill_9_of_a_writing_process_loses_nothing_acknowledged(database: 
 
 
 @pytest.fixture
-def small_disk() -> Iterator[Path]:
+def server_disk() -> Iterator[Path]:
     """A file system of 128 MiB, which is in memory; where the server's user may look, as he may not in `tmp_path`."""
     place = Path(tempfile.mkdtemp(prefix="synckit-small-"))
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128m,mode=777", "tmpfs", place], check=False)
@@ -293,9 +293,9 @@ async def fill(store: EventStore) -> int:
     raise AssertionError("it never was full")
 
 
-async def test_a_full_tablespace_is_said_and_survived(postgres_server: PostgresServer, small_disk: Path) -> None:
+async def test_a_full_tablespace_is_said_and_survived(postgres_server: PostgresServer, server_disk: Path) -> None:
     """What was acknowledged is there and can be read; with room again the same store goes on, under the same origin."""
-    place = small_disk / "tables"
+    place = server_disk / "tables"
     place.mkdir()
     place.chmod(0o777)
     give_to_server(place)
@@ -303,7 +303,7 @@ async def test_a_full_tablespace_is_said_and_survived(postgres_server: PostgresS
     await run_sql(postgres_server.url, "CREATE DATABASE shop TABLESPACE small")
     async with opened(postgres_server.url.removesuffix(USER) + "shop") as store:
         first = (await store.append([draft()], now_ms=NOW_MS)).appended[0].event
-        ballast = Ballast(small_disk)
+        ballast = Ballast(server_disk)
         ballast.leave(4)
         written = await fill(store)
         with pytest.raises(StoreFull, match="free some space") as raised:
@@ -320,15 +320,15 @@ async def test_a_full_tablespace_is_said_and_survived(postgres_server: PostgresS
 
 
 async def test_a_server_that_dies_of_a_full_disk_loses_nothing_acknowledged(
-    small_disk: Path,
+    server_disk: Path,
 ) -> None:
     """The whole server is on it: it gives up when it cannot write its own log, and comes back when there is room."""
-    server = PostgresServer(small_disk / "server", settings={"max_wal_size": "32MB", "min_wal_size": "32MB"})
+    server = PostgresServer(server_disk / "server", settings={"max_wal_size": "32MB", "min_wal_size": "32MB"})
     with server:
         store = PostgresStore(server.url)
         await store.open(opening("writer"))
         await store.append([draft()], now_ms=NOW_MS)
-        ballast = Ballast(small_disk)
+        ballast = Ballast(server_disk)
         ballast.leave(2)
         written = await fill(store)
         ballast.drop()
