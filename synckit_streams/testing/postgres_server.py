@@ -74,6 +74,7 @@ class PostgresServer(Server):
 
     name = "postgres"
     taken = "Address already in use"
+    left_behind = "pre-existing shared memory block"
     ends_on = signal.SIGINT  # SIGTERM would wait for every client to leave
 
     def __init__(
