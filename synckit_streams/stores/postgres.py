@@ -58,22 +58,27 @@ class PostgresStore(LedgerStore):
         url: `postgresql://user:password@host:port/database`, with `?schema=name` if one likes (default: synckit).
         probe: See `Probe`.
         busy_timeout_s: How long to wait for the other processes, before `StoreBusy`.
+        idle_timeout_s: How long a transaction may do nothing before the server ends it (`StoreUnavailable`): a process
+            that was stopped in the middle of one keeps the others waiting no longer than that.
 
     Raises:
         ConfigError: the URL cannot be read.
         MissingDependency: asyncpg is not installed.
     """
 
-    def __init__(self, url: str, *, probe: Probe | None = None, busy_timeout_s: float = 10.0) -> None:
+    def __init__(
+        self, url: str, *, probe: Probe | None = None, busy_timeout_s: float = 10.0, idle_timeout_s: float = 30.0
+    ) -> None:
         require_asyncpg()
         target = parse_url(url)
         super().__init__(target.name, threads=True, probe=probe)
         self.features = StoreFeatures(durable=True, sql=True, listen=True, shared=True, leases=True)
         self._link = Link(target.dsn)
         self._statements = schema.Statements(target.schema)
-        self._begin_own_sql = f"BEGIN; SET LOCAL lock_timeout = {int(busy_timeout_s * 1000)}"
-        # A process that was stopped in the middle of an append must not keep the others out for ever.
-        self._begin_append_sql = f"{self._begin_own_sql}; SET LOCAL idle_in_transaction_session_timeout = 30000"
+        self._begin_sql = (
+            f"BEGIN; SET LOCAL lock_timeout = {int(busy_timeout_s * 1000)}; "
+            f"SET LOCAL idle_in_transaction_session_timeout = {int(idle_timeout_s * 1000)}"
+        )
         self.line: Line
         self._tenancy: Tenancy
         self._readers: Readers
@@ -199,7 +204,7 @@ class PostgresStore(LedgerStore):
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         self._proof = None
-        self.line.begin(self._begin_append_sql)
+        self.line.begin(self._begin_sql)
         try:
             yield
             self._probe("commit")
@@ -234,7 +239,7 @@ class PostgresStore(LedgerStore):
         until = time.monotonic() + SETTLE_S
         while self._proof is not None:
             try:
-                self.line.begin(self._begin_append_sql)
+                self.line.begin(self._begin_sql)
                 try:
                     self.line.row(self._statements.lock_head)  # the lost transaction holds it until its end
                     row = self.line.row(self._statements.hash_at, self._proof[0])
@@ -266,7 +271,7 @@ class PostgresStore(LedgerStore):
         self._commits = commits
 
     def _begin(self) -> None:
-        self.line.begin(self._begin_own_sql)
+        self.line.begin(self._begin_sql)
 
     def _end(self, *, commit: bool) -> None:
         if not commit:

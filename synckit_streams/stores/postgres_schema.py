@@ -218,11 +218,8 @@ class Statements:
         )
         self.renew_lease = f"UPDATE {s}.leases SET until = {until} WHERE name = $1 AND token = $2 RETURNING 1"
         self.release_lease = f"UPDATE {s}.leases SET until = clock_timestamp() WHERE name = $1 AND token = $2"
-        # Locked, so that nobody takes it before the commit. Who is stopped just then must not keep it for ever.
-        self.hold_lease = (
-            f"SELECT set_config('idle_in_transaction_session_timeout', '30000', true) FROM {s}.leases "
-            "WHERE name = $1 AND token = $2 FOR SHARE"
-        )
+        # Locked, so that nobody takes it before the commit.
+        self.hold_lease = f"SELECT 1 FROM {s}.leases WHERE name = $1 AND token = $2 FOR SHARE"
         # Pages.
         self.page = self._page("position", "position > $1")
         self.topic_page = self._page(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from synckit_streams.errors import LeaseLost, StoreError
+from synckit_streams.errors import StoreError
 from synckit_streams.model.codec import event_hash
 from synckit_streams.model.event import Draft, Event, Offset
 from synckit_streams.model.exchange import Arrival, Place
@@ -120,19 +120,20 @@ async def write_some(path: str, name: str, times: int) -> None:
     await store.close()
 
 
-async def commit_late(url: str) -> None:
+async def commit_late(url: str, consumer: str, idle_timeout_s: float) -> None:
     """Take a lease and commit under it when told to; it may be somebody else's by then."""
-    store = store_for(url)
+    store = PostgresStore(url, idle_timeout_s=idle_timeout_s)
     await store.open(opening("writer"))
     lease = await store.lease("lane-1", "late", ttl_s=0.05)
     try:
         async with store.transaction(lease) as tx:
-            await tx.set_offset("late", Offset(store.id, 1))
+            await tx.offset(consumer)
+            await tx.set_offset(consumer, Offset(store.id, 1))
             say("in the middle")
             await asyncio.to_thread(sys.stdin.readline)
         say("committed")
-    except LeaseLost:
-        say("lost")
+    except StoreError as error:
+        say(type(error).__name__)
     await store.close()
 
 

@@ -320,7 +320,7 @@ async def test_a_watcher_hears_of_what_another_process_wrote(database: str) -> N
 @pytest.mark.parametrize("taken", [True, False])
 async def test_a_process_that_was_stopped_past_its_lease(database: str, taken: bool) -> None:
     """If another one has it meanwhile, its commit is refused; if nobody has, there is no harm in it."""
-    process = child("asyncio.run(commit_late(sys.argv[1]))", database)
+    process = child("asyncio.run(commit_late(sys.argv[1], 'late', 30.0))", database)
     try:
         assert await asyncio.to_thread(line, process) == "in the middle"
         os.kill(process.pid, signal.SIGSTOP)
@@ -336,8 +336,34 @@ async def test_a_process_that_was_stopped_past_its_lease(database: str, taken: b
             assert process.stdin is not None
             process.stdin.write("go\n")
             process.stdin.flush()
-            assert await asyncio.to_thread(line, process) == ("lost" if taken else "committed")
+            assert await asyncio.to_thread(line, process) == ("LeaseLost" if taken else "committed")
             assert set(await store.offsets()) == ({"prompt"} if taken else {"late"})
+    finally:
+        end(process)
+
+
+async def test_a_process_that_was_stopped_in_its_transaction_keeps_nobody_out_for_long(database: str) -> None:
+    """Whoever takes its lease over needs its consumer too, which it holds until the server ends its transaction."""
+    process = child("asyncio.run(commit_late(sys.argv[1], 'lane-1', 0.5))", database)
+    try:
+        assert await asyncio.to_thread(line, process) == "in the middle"
+        os.kill(process.pid, signal.SIGSTOP)
+        async with opened(database) as store:
+
+            async def take() -> Any:
+                return await store.lease("lane-1", "prompt", ttl_s=60.0)
+
+            await until(take, "the lease runs out")
+            lease = await take()
+            async with store.transaction(lease) as tx:
+                assert await tx.offset("lane-1") is None
+                await tx.set_offset("lane-1", Offset(store.id, 2))
+            os.kill(process.pid, signal.SIGCONT)
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+            assert await asyncio.to_thread(line, process) == "StoreUnavailable"
+            assert await store.offset("lane-1") == Offset(store.id, 2)
     finally:
         end(process)
 
