@@ -10,6 +10,7 @@ import msgspec
 from synckit_streams.model.clock import Key
 from synckit_streams.model.event import Stored
 from synckit_streams.stores import sqlite_schema as schema
+from synckit_streams.stores.event_id import id_hash
 from synckit_streams.stores.sqlite_rows import EventRows
 from synckit_streams.sync.ledger import Fork, Known, Wants
 
@@ -48,7 +49,7 @@ class SqliteFacts:
         rows = self._execute(
             "SELECT position, twin, body FROM events WHERE id IN (SELECT value FROM json_each(?)) "
             "ORDER BY position DESC",
-            (_encode_json([schema.id_hash(id) for id in ids]).decode(),),
+            (_encode_json([id_hash(id) for id in ids]).decode(),),
         )
         for stored in schema.stored_of(rows, self._log):
             if stored.event.id in self._ids:  # the last one that is entered here is the first in the log

@@ -8,13 +8,15 @@ from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import asyncpg
 
+from synckit_streams.errors import StoreClosed
 from synckit_streams.ports.store import EventStore
 from synckit_streams.stores.memory import MemoryDisk, MemoryStore
 from synckit_streams.stores.postgres import PostgresStore
+from synckit_streams.stores.rocksdb import RocksDbStore
 from synckit_streams.stores.sqlite import SqliteStore
 from synckit_streams.testing.store_contract import Probe
 
@@ -69,6 +71,41 @@ class SqliteMedia:
     async def kill(self, store: EventStore) -> None:
         """See `Media`: what the kernel does when a process dies; the real thing is in test_sqlite_kill.py."""
         assert isinstance(store, SqliteStore)
+        store.abandon()
+
+
+class RocksMedia:
+    """RocksDB stores in one folder."""
+
+    def __init__(self, folder: Path, **options: Any) -> None:
+        self.folder = folder
+        self.options = options
+        self.open: dict[str, RocksDbStore] = {}
+
+    def path(self, medium: str) -> Path:
+        """Of a medium's folder."""
+        return self.folder / medium
+
+    def make(self, medium: str, *, probe: Probe | None = None) -> RocksDbStore:
+        """See `Media`."""
+        store = RocksDbStore(f"rocksdb:///{quote(str(self.path(medium)))}", probe=probe, **self.options)
+        self.open[medium] = store
+        return store
+
+    def copy(self, source: str, target: str) -> None:
+        """See `Media`: a checkpoint of what is open, `cp -a` of what is not, the token beside it included."""
+        shutil.rmtree(self.path(target), ignore_errors=True)
+        token = Path(f"{self.path(target)}-clean")
+        token.unlink(missing_ok=True)
+        try:
+            self.open[source].checkpoint(self.path(target))
+        except StoreClosed:
+            shutil.copytree(self.path(source), self.path(target))
+            shutil.copy2(Path(f"{self.path(source)}-clean"), token)
+
+    async def kill(self, store: EventStore) -> None:
+        """See `Media`: what the kernel does when a process dies; the real thing is in test_rocksdb.py."""
+        assert isinstance(store, RocksDbStore)
         store.abandon()
 
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from synckit_streams.errors import Invalid, StoreError
+from synckit_streams.errors import FeatureUnsupported, Invalid, StoreError
 from synckit_streams.model.clock import Key
 from synckit_streams.model.codec import event_hash
 from synckit_streams.model.event import Offset, Stored
 from synckit_streams.model.exchange import Arrival, Place, PlaceRun, Raised
+from synckit_streams.ports.store import EventStore
 from synckit_streams.testing.store_contract.kit import (
     NOW_MS,
     TOPICS,
@@ -228,7 +229,8 @@ class Reading(Bench):
         """Both, when the block ends; neither, when it raises."""
         async with opened() as store:
             if not store.features.sql:
-                pytest.skip("this store declares that it has no SQL")
+                await self._refuses_sql(store)
+                return
             async with store.transaction() as tx:
                 await tx.execute("CREATE TABLE totals (name TEXT PRIMARY KEY, total INTEGER)")
                 await tx.execute_many(f"INSERT INTO totals VALUES ({self.placeholders})", [("a", 1), ("b", 2)])
@@ -260,6 +262,30 @@ class Reading(Bench):
                 await end_it()
             async with store.transaction() as tx:
                 assert await tx.execute("SELECT sum(total) FROM totals") == [(3,)]
+
+    async def _refuses_sql(self, store: EventStore) -> None:
+        """Of a store that declares that it has none: it says so, and its offsets commit, or do not, all the same."""
+        async with store.transaction() as tx:
+            with pytest.raises(FeatureUnsupported):
+                await tx.execute("SELECT 1")
+            with pytest.raises(FeatureUnsupported):
+                await tx.execute_many(f"INSERT INTO totals VALUES ({self.placeholders})", [])
+            await tx.set_offset("totals", Offset(store.id, 5))
+            assert await tx.offset("totals") == Offset(store.id, 5)
+
+        async def fail() -> None:
+            async with store.transaction() as tx:
+                await tx.set_offset("totals", Offset(store.id, 6))
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            await fail()
+        assert await store.offset("totals") == Offset(store.id, 5)
+        async with store.transaction() as tx:
+            assert await tx.offset("totals") == Offset(store.id, 5)
+            assert await tx.offset("nobody") is None
+        with pytest.raises(StoreError):
+            await tx.set_offset("totals", Offset(store.id, 7))
 
     async def test_what_a_projection_applied_commits_with_its_effect(self, opened: Any) -> None:
         """The last state of each aggregate, by any name that an aggregate may have; nothing of a block that raised."""
