@@ -71,6 +71,11 @@ class RocksDbStore(KeyValueStore):
     def _translate(self, error: BaseException) -> BaseException:
         return translate(super()._translate(error), self.path)
 
+    def _begin(self) -> None:
+        super()._begin()
+        if self.medium.mend():
+            self._stale = True
+
     def _open_medium(self, opening: Opening) -> str:
         token = self._claim.consume_token() if self._claim is not None else ""
         self.medium = RocksMedium(self.path.absolute(), sync=self._sync, follow=self._read_only)

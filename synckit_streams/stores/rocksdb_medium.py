@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Lock
@@ -27,6 +26,8 @@ WRITE_BUFFER_BYTES = 32 * 1024 * 1024
 LOGS_KEPT = 3
 """RocksDB's own messages, one file for each opening."""
 CONFIG = "rocksdict-config.json"
+CATCH_UP_MAX = 5
+"""How often to try to see what the writer has written, while it removes old files."""
 
 _HALF_MADE = re.compile(r"LOCK|LOG(\.old\.\d+)?|IDENTITY|(MANIFEST|OPTIONS)-\d+|\d+\.(log|dbtmp)|" + re.escape(CONFIG))
 """What is in a folder in which RocksDB had begun to make a database."""
@@ -48,8 +49,8 @@ def require_rocksdict() -> Any:
 
 
 def translate(error: BaseException, path: Path) -> BaseException:
-    """A driver's error as one of ours. The driver raises plain `Exception`s, told apart by RocksDB's words."""
-    if isinstance(error, StoreError) or type(error) is not Exception:
+    """A driver's error as one of ours. It raises plain `Exception`s, or `OSError`s, told apart by their words."""
+    if not isinstance(error, OSError) and type(error) is not Exception:
         return error
     said = str(error)
     if "No space left" in said or "File too large" in said or "Disk quota exceeded" in said:
@@ -63,10 +64,44 @@ def translate(error: BaseException, path: Path) -> BaseException:
     return StoreError(f"{path}: {said}", hint="the disk may be failing; nothing of this call was written")
 
 
+class Links:
+    """A folder of links to the files of a database, in which one can look at it.
+
+    Driver and database leave files of their own wherever they open a database, even for reading only. So whoever looks
+    does it from here, and not a byte changes there; that folder need not be one that we may write.
+
+    Args:
+        path: Of the database's folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._place = TemporaryDirectory()
+        self.notes = Path(self._place.name, "notes")
+        """Where the database may write about its doings."""
+        self.folder = Path(self._place.name, "links")
+        for each in (self.notes, self.folder):
+            each.mkdir()
+        self.renew()
+
+    def renew(self) -> None:
+        """Make them those of the files that are there now."""
+        there = {each.name for each in self._path.iterdir()} - {CONFIG}
+        here = {each.name for each in self.folder.iterdir()} - {CONFIG}
+        for name in here - there:
+            (self.folder / name).unlink()
+        for name in there - here:
+            (self.folder / name).symlink_to(self._path / name)
+
+    def close(self) -> None:
+        """Remove them."""
+        self._place.cleanup()
+
+
 class RocksMedium:
     """See `Medium`.
 
-    After an error RocksDB takes no more writes until it is opened again, so that is done before the next call.
+    After an error RocksDB takes no more writes until it is opened again: see `mend`.
 
     Args:
         path: Of the folder.
@@ -84,7 +119,8 @@ class RocksMedium:
         self._broken = False
         # A database that is read cannot be closed, and so not opened again.
         self._lock = Lock()
-        self._beside: TemporaryDirectory[str] | None = None
+        self._links: Links | None = None
+        """For looking on, and for reading what cannot be opened for writing again."""
 
     # --- opening and closing -----------------------------------------------------------------------------------------
 
@@ -123,44 +159,38 @@ class RocksMedium:
         except OSError as error:
             raise StoreError(f"{path}: {error.strerror}", hint="check the permissions of the folder") from error
         if "CURRENT" in names:
-            self._check_ours(CONFIG in names)
+            self._check_ours()
         elif self._follow or not all(_HALF_MADE.fullmatch(name) for name in names):
             raise StoreCorrupt(
                 f"{path} has files in it that are not of a RocksDB store", hint="give the store a path of its own"
             )
         return False
 
-    def _check_ours(self, configured: bool) -> None:
-        """Look at what is there without changing it: RocksDB would open, and change, many another program's database.
-
-        Args:
-            configured: Whether the driver's own file is there already.
-        """
-        access = self._driver.AccessType.read_only(False)
+    def _check_ours(self) -> None:
+        """Look at what is there before it is opened: RocksDB would open, and change, another program's database."""
+        links = Links(self._path)
         try:
-            with TemporaryDirectory() as beside:
-                options = self._options()
-                options.set_db_log_dir(beside)
-                self._db = self._driver.Rdict(str(self._path), options, access_type=access)
-                try:
-                    check_schema(self, str(self._path))
-                finally:
-                    self._db.close()
+            self._db = self._connect_to_read(links, self._driver.AccessType.read_only(False))
+            try:
+                check_schema(self, str(self._path))
+            finally:
+                self._db.close()
         finally:
             self._db = None
-            if not configured:
-                with suppress(OSError):
-                    (self._path / CONFIG).unlink(missing_ok=True)
+            links.close()
 
     def _connect(self) -> Any:
-        options = self._options()
         if self._follow:
-            self._beside = TemporaryDirectory()
-            access = self._driver.AccessType.secondary(self._beside.name)
-        else:
-            options.create_if_missing(True)
-            access = self._driver.AccessType.read_write()
-        return self._driver.Rdict(str(self._path), options, access_type=access)
+            self._links = self._links or Links(self._path)
+            return self._connect_to_read(self._links, self._driver.AccessType.secondary(str(self._links.notes)))
+        options = self._options()
+        options.create_if_missing(True)
+        return self._driver.Rdict(str(self._path), options)
+
+    def _connect_to_read(self, links: Links, access: Any) -> Any:
+        options = self._options()
+        options.set_db_log_dir(str(links.notes))
+        return self._driver.Rdict(str(links.folder), options, access_type=access)
 
     def _options(self) -> Any:
         driver = self._driver
@@ -177,12 +207,36 @@ class RocksMedium:
     def close(self) -> None:
         """Close it. May be called twice."""
         with self._lock:
-            db, self._db = self._db, None
+            self._let_go()
+
+    def mend(self) -> bool:
+        """Open it again if it has failed; says whether it had. What it holds may be more than was read meanwhile: a
+        commit that failed may be there. If it cannot be opened for writing yet, reading goes on."""
+        if not self._broken:
+            return False
+        with self._lock:
+            self._let_go()
+            try:
+                self._db = self._connect()
+            except Exception:
+                self._links = Links(self._path)
+                self._db = self._connect_to_read(self._links, self._driver.AccessType.read_only(False))
+                raise
+            self._broken = False
+        return True
+
+    def _let_go(self) -> None:
+        db, self._db = self._db, None
+        links, self._links = self._links, None
+        try:
             if db is not None:
                 db.close()
-            if self._beside is not None:
-                self._beside.cleanup()
-                self._beside = None
+        except Exception:
+            if not self._broken:  # one that has failed cannot bring what it holds to its place; its log has it
+                raise
+        finally:
+            if links is not None:
+                links.close()
 
     def flush(self) -> None:
         """Bring everything from the log to its place, so that the next opening is quick, and all is on the disk."""
@@ -197,13 +251,16 @@ class RocksMedium:
         self._driver.Checkpoint(self._db).create_checkpoint(str(target))
 
     def _usable(self) -> Any:
-        """The database, opened again if it has failed; caught up if somebody else writes it. Under the lock."""
-        if self._broken:
-            self._db.close()
-            self._db = self._connect()
-            self._broken = False
-        if self._follow:
-            self._db.try_catch_up_with_primary()
+        """The database, caught up if somebody else writes it. Under the lock."""
+        if self._follow and self._links is not None:
+            for again in reversed(range(CATCH_UP_MAX)):
+                try:
+                    self._links.renew()
+                    self._db.try_catch_up_with_primary()
+                    break
+                except Exception:
+                    if not again:  # files come and go just then
+                        raise
         return self._db
 
     # --- reading and writing -----------------------------------------------------------------------------------------
@@ -262,10 +319,8 @@ class RocksMedium:
                 delete(key)
             else:
                 put(key, value)
-        with self._lock:
-            db = self._usable()
         try:
-            db.write(batch, self._write_options)
+            self._db.write(batch, self._write_options)
         except BaseException:
             self._broken = True
             raise

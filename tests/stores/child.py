@@ -18,6 +18,7 @@ from synckit_streams.model.exchange import Arrival, Place
 from synckit_streams.ports.store import EventStore, Opening
 from synckit_streams.runtime.registry import store_for
 from synckit_streams.stores.postgres import PostgresStore
+from synckit_streams.stores.rocksdb import RocksDbStore
 from synckit_streams.stores.sqlite import SqliteStore
 
 # Not from the contract: these processes start often, and need neither pytest nor hypothesis.
@@ -36,10 +37,12 @@ def say(what: str) -> None:
     sys.stdout.flush()
 
 
-def store_at(path: str, **options: Any) -> SqliteStore | PostgresStore:
-    """The store in a file, or in a database."""
+def store_at(path: str, **options: Any) -> SqliteStore | PostgresStore | RocksDbStore:
+    """The store in a file, in a folder, or in a database."""
     if path.startswith("postgres"):
         return PostgresStore(path, **options)
+    if path.startswith("rocksdb:"):
+        return RocksDbStore(path, **options)
     return SqliteStore(f"sqlite:///{quote(path)}", **options)
 
 

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
 import shutil
-import signal
 import sqlite3
-import time
-from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -41,6 +37,7 @@ from synckit_streams.testing.store_contract import (
     opening,
 )
 from tests.stores.disks import remount
+from tests.stores.killing import kill_writers
 from tests.stores.media import SqliteMedia
 from tests.stores.processes import child, end, line
 
@@ -452,38 +449,8 @@ async def test_normal_durability_keeps_everything_over_a_kill_and_a_clean_close(
 @pytest.mark.parametrize("seed", range(20))
 async def test_kill_9_of_a_writing_process_loses_nothing_acknowledged(tmp_path: Path, seed: int) -> None:
     """At a random moment, again and again on one file: what was acknowledged is there, and nothing is there by half."""
-    dice = random.Random(seed)
     path = tmp_path / "till.db"
-    acknowledged: set[str] = set()
-    origins: set[str] = set()
-    for life in range(1 if seed else 3):
-        process = child("asyncio.run(write_for_ever(sys.argv[1], int(sys.argv[2])))", path, life)
-        try:
-            for _ in range(dice.randint(1, 60)):
-                acknowledged.update(json.loads(line(process)))
-            until = time.monotonic() + dice.random() * 0.01
-            while time.monotonic() < until:
-                pass
-            os.kill(process.pid, signal.SIGKILL)
-            assert process.stdout is not None
-            for rest in process.stdout:  # what it had still acknowledged
-                if rest.endswith("\n"):
-                    acknowledged.update(json.loads(rest))
-        finally:
-            end(process)
-        async with opened(SqliteStore(f"sqlite:///{path}"), "writer") as store:
-            log = await audit(store)
-            ids = {each.event.id for each in log}
-            assert acknowledged <= ids, f"seed {seed}: {len(acknowledged - ids)} acknowledged events are lost"
-            calls = Counter(each.event.data["call"] for each in log if each.event.type == "pair")
-            assert set(calls.values()) <= {2}, f"seed {seed}: half a call"
-            offset = await store.offset("link")
-            received = [each.event.seq for each in log if each.event.origin == f"peer@{life}"]
-            assert not received or (offset is not None and offset.position == len(received)), f"seed {seed}"
-            assert received == list(range(1, len(received) + 1))
-            born = {each.event.origin for each in log if each.event.origin.startswith("writer@")} - origins
-            assert len(born) <= 1
-            origins |= born
+    await kill_writers(path, lambda: opened(SqliteStore(f"sqlite:///{path}"), "writer"), seed)
 
 
 def test_another_process_finds_no_token_of_a_store_that_is_open(tmp_path: Path) -> None:
