@@ -1,4 +1,4 @@
-"""Writing: batches against the sqlite3 shell and against eventsourcing, and many callers against one."""
+"""Writing: batches against the sqlite3 shell and eventsourcing, RocksDB against SQLite, many callers against one."""
 
 from __future__ import annotations
 
@@ -30,16 +30,20 @@ def cases() -> list[Case]:
     return [
         Case("append-vs-sqlite3-shell", "append_many of dicts, against .import of the same rows", against_shell),
         Case("append-vs-eventsourcing", "append_many of dicts, against insert_events of bytes", against_eventsourcing),
+        Case(
+            "append-rocksdb", "append_many of dicts in a RocksDB store, against a SQLite store", rocksdb_against_sqlite
+        ),
+        Case("append-rocksdb-one-caller", "one append caller, RocksDB against SQLite", rocksdb_one_caller),
         Case("append-100-callers", "100 concurrent append callers, against one", many_callers),
         Case("append-one-caller", "one append caller, against 4 KiB write + fdatasync", one_caller),
     ]
 
 
-def append_rate(directory: Path, events: int) -> float:
+def append_rate(directory: Path, events: int, store: str = "sqlite") -> float:
     """Events a second through the public API, a thousand a call, from dicts."""
 
     async def run() -> float:
-        async with node("a", directory) as target:
+        async with node("a", directory, store=store) as target:
             return await fill(target, events)
 
     return asyncio.run(run())
@@ -154,6 +158,36 @@ def stored_events(events: int) -> list[StoredEvent]:
     return found
 
 
+# --- RocksDB ----------------------------------------------------------------------------------------------------------
+
+
+def rocksdb_against_sqlite(scale: Scale, directory: Path) -> Row:
+    """The same calls on both stores, each call durable."""
+    return compare(
+        "append-rocksdb",
+        lambda place: append_rate(place, scale.events, "rocksdb"),
+        lambda place: append_rate(place, scale.events),
+        wanted=1.5,
+        unit="events/s",
+        scale=scale,
+        directory=directory,
+    )
+
+
+def rocksdb_one_caller(scale: Scale, directory: Path) -> Row:
+    """One event a commit: what the disk takes for its word, and how much is written beside the event."""
+    writes = max(scale.events // 50, 1)
+    return compare(
+        "append-rocksdb-one-caller",
+        lambda place: callers_rate(place, 1, writes, "rocksdb"),
+        lambda place: callers_rate(place, 1, writes),
+        wanted=1.5,
+        unit="events/s",
+        scale=scale,
+        directory=directory,
+    )
+
+
 # --- many callers ----------------------------------------------------------------------------------------------------
 
 
@@ -172,7 +206,7 @@ def many_callers(scale: Scale, directory: Path) -> Row:
     )
 
 
-def callers_rate(directory: Path, callers: int, each: int) -> float:
+def callers_rate(directory: Path, callers: int, each: int, store: str = "sqlite") -> float:
     """Events a second of so many callers, each of whom awaits one `append` after the other."""
     batches = list(drafts.calls(callers * each, each))
 
@@ -181,7 +215,7 @@ def callers_rate(directory: Path, callers: int, each: int) -> float:
             await target.append(draft)
 
     async def run() -> float:
-        async with node("a", directory) as target:
+        async with node("a", directory, store=store) as target:
             await target.append(next(drafts.calls(1))[0])  # the first write after an open also draws the incarnation
             started = time.perf_counter()
             await asyncio.gather(*(caller(target, mine) for mine in batches))

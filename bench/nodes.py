@@ -19,9 +19,16 @@ from synckit_streams.stores.sqlite import SqliteStore
 from synckit_streams.testing.brokers import NatsServer
 
 
-def node(name: str, directory: Path, *connectors: str, packing: str = "event", topic: str = drafts.TOPIC) -> SyncNode:
-    """A node with a SQLite file of its own, as a user would write it."""
-    url = f"sqlite:///{directory / name}.db"
+def node(
+    name: str,
+    directory: Path,
+    *connectors: str,
+    packing: str = "event",
+    topic: str = drafts.TOPIC,
+    store: str = "sqlite",
+) -> SyncNode:
+    """A node with a store of its own, as a user would write it: a SQLite file, or a RocksDB folder."""
+    url = f"{store}:///{directory / name}.db"
     return SyncNode(name, store=url, connectors=connectors, topics=[topic], packing=packing)
 
 

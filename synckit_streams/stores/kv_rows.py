@@ -142,19 +142,24 @@ class EventRows:
         runs.write(keys.OF_KEY + keys.stream(stream), [(event.seq, row.position)], writes)
 
     def _append(self, rows: list[Row], ledger: Ledger, writes: Writes) -> None:
-        known, number = ledger.aggregates, self.number
+        known, numbers = ledger.aggregates, self.numbers
+        number, name, head, of_event = keys.number, keys.text, _head.pack, _known.pack
         by_stream: dict[int, list[tuple[int, int]]] = {}
+        topics: dict[str, bytes] = {}
         for row in rows:
-            event, position = row.event, keys.number(row.position)
-            topic, aggregate_id = fork = (event.topic, event.aggregate_id)
-            stream = number((topic, event.origin))
-            by_stream.setdefault(stream, []).append((event.seq, row.position))
-            writes[keys.EVENT + position] = (
-                _head.pack(stream, event.seq, row.twin) + row.hash + (row.body or encode(event))
-            )
-            aggregate = keys.aggregate(topic, aggregate_id)
-            writes[keys.OF_AGGREGATE + aggregate + position] = _known.pack(stream, event.seq, event.at_packed)
-            if fork not in known:
+            event, position = row.event, row.position
+            topic, aggregate_id, seq = event.topic, event.aggregate_id, event.seq
+            stream = numbers.get((topic, event.origin)) or self.number((topic, event.origin))
+            if (of_stream := by_stream.get(stream)) is None:
+                of_stream = by_stream[stream] = []
+            of_stream.append((seq, position))
+            if (of_topic := topics.get(topic)) is None:
+                of_topic = topics[topic] = name(topic)
+            aggregate = of_topic + name(aggregate_id)
+            place = number(position)
+            writes[keys.EVENT + place] = head(stream, seq, row.twin) + row.hash + (row.body or encode(event))
+            writes[keys.OF_AGGREGATE + aggregate + place] = of_event(stream, seq, event.at_packed)
+            if (topic, aggregate_id) not in known:
                 writes[keys.AGGREGATE + aggregate] = aggregate_id.encode("utf-8", "surrogatepass")
         for stream, pairs in by_stream.items():
             runs.write(keys.OF_KEY + keys.stream(stream), pairs, writes)

@@ -13,7 +13,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 NAMES = [
-    *("append-vs-sqlite3-shell", "append-vs-eventsourcing", "append-100-callers", "append-one-caller"),
+    *("append-vs-sqlite3-shell", "append-vs-eventsourcing", "append-rocksdb", "append-rocksdb-one-caller"),
+    *("append-100-callers", "append-one-caller"),
     *("sync-memory", "sync-memory-packed", "sync-jetstream-packed"),
     *("publish-kafka", "receive-kafka", "receive-kafka-faststream"),
     *("publish-nats", "receive-nats", "receive-nats-faststream"),
