@@ -115,7 +115,7 @@ class RocksMedium:
         self._driver = require_rocksdict()
         self._write_options = self._driver.WriteOptions()
         self._write_options.sync = sync
-        self._db: Any = None
+        self.database: Any = None
         self._broken = False
         # A database that is read cannot be closed, and so not opened again.
         self._lock = Lock()
@@ -132,7 +132,7 @@ class RocksMedium:
         """
         made = self._look()
         try:
-            self._db = self._connect()
+            self.database = self._connect()
         except BaseException:
             if made:
                 shutil.rmtree(self._path, ignore_errors=True)
@@ -170,13 +170,13 @@ class RocksMedium:
         """Look at what is there before it is opened: RocksDB would open, and change, another program's database."""
         links = Links(self._path)
         try:
-            self._db = self._connect_to_read(links, self._driver.AccessType.read_only(False))
+            self.database = self._connect_to_read(links, self._driver.AccessType.read_only(False))
             try:
                 check_schema(self, str(self._path))
             finally:
-                self._db.close()
+                self.database.close()
         finally:
-            self._db = None
+            self.database = None
             links.close()
 
     def _connect(self) -> Any:
@@ -217,16 +217,16 @@ class RocksMedium:
         with self._lock:
             self._let_go()
             try:
-                self._db = self._connect()
+                self.database = self._connect()
             except Exception:
                 self._links = Links(self._path)
-                self._db = self._connect_to_read(self._links, self._driver.AccessType.read_only(False))
+                self.database = self._connect_to_read(self._links, self._driver.AccessType.read_only(False))
                 raise
             self._broken = False
         return True
 
     def _let_go(self) -> None:
-        db, self._db = self._db, None
+        db, self.database = self.database, None
         links, self._links = self._links, None
         try:
             if db is not None:
@@ -240,7 +240,7 @@ class RocksMedium:
 
     def flush(self) -> None:
         """Bring everything from the log to its place, so that the next opening is quick, and all is on the disk."""
-        self._db.flush()
+        self.database.flush()
 
     def checkpoint(self, target: Path) -> None:
         """A whole copy at this moment, in a folder that must not exist; files that never change are linked.
@@ -248,7 +248,7 @@ class RocksMedium:
         Args:
             target: The folder.
         """
-        self._driver.Checkpoint(self._db).create_checkpoint(str(target))
+        self._driver.Checkpoint(self.database).create_checkpoint(str(target))
 
     def _usable(self) -> Any:
         """The database, caught up if somebody else writes it. Under the lock."""
@@ -256,12 +256,12 @@ class RocksMedium:
             for again in reversed(range(CATCH_UP_MAX)):
                 try:
                     self._links.renew()
-                    self._db.try_catch_up_with_primary()
+                    self.database.try_catch_up_with_primary()
                     break
                 except Exception:
                     if not again:  # files come and go just then
                         raise
-        return self._db
+        return self.database
 
     # --- reading and writing -----------------------------------------------------------------------------------------
 
@@ -320,7 +320,7 @@ class RocksMedium:
             else:
                 put(key, value)
         try:
-            self._db.write(batch, self._write_options)
+            self.database.write(batch, self._write_options)
         except BaseException:
             self._broken = True
             raise

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import resource
+import shutil
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -25,7 +27,9 @@ from synckit_streams.errors import (
     StoreInUse,
 )
 from synckit_streams.stores.rocksdb import RocksDbStore
+from synckit_streams.testing.pytest_plugin import lacking
 from synckit_streams.testing.store_contract import NOW_MS, StoreContract, Writer, arrivals, audit, draft, opening
+from tests.stores.disks import remount
 from tests.stores.killing import kill_writers
 from tests.stores.media import RocksMedia
 from tests.stores.processes import child, end, line
@@ -361,6 +365,105 @@ async def test_a_full_disk_is_an_error_that_passes(tmp_path: Path) -> None:
     async with opened(RocksDbStore(url)) as store:
         result = await store.append([draft()], now_ms=NOW_MS)
         assert result.appended[0].event.origin == first.origin
+
+
+async def test_a_disk_that_fills_up(small_disk: Path) -> None:
+    """A real one: what was acknowledged is there, it can be read meanwhile, and it is written again with room again."""
+    url = f"rocksdb:///{small_disk}/till"
+    written: list[int] = []
+    async with opened(RocksDbStore(url)) as store:
+
+        async def fill() -> None:
+            for number in range(10_000):
+                await store.append([draft(data=[number, "x" * 2000])], now_ms=NOW_MS)
+                written.append(number)
+
+        filler = small_disk / "filler"
+        for free in (200_000, 0):
+            filler.write_bytes(b"x" * max(shutil.disk_usage(small_disk).free - 500_000 - free, 0))
+            with pytest.raises(StoreFull, match="free some space"):
+                await fill()
+            with pytest.raises(StoreFull):  # it cannot be opened again yet
+                await store.append([draft(data=[0, "x" * 2000])], now_ms=NOW_MS)
+            assert [each.event.data[0] for each in await audit(store)] == written
+            filler.unlink()
+            await store.append([draft(data=[-len(written), ""])], now_ms=NOW_MS)
+            written.append(-len(written))
+    async with opened(RocksDbStore(url)) as store:
+        assert [each.event.data[0] for each in await audit(store)] == written
+
+
+async def test_a_file_system_that_cannot_be_written(small_disk: Path) -> None:
+    """It says so, makes nothing, and whoever only reads can."""
+    url = f"rocksdb:///{small_disk}/till"
+    async with opened(RocksDbStore(url)) as store:
+        await store.append([draft()], now_ms=NOW_MS)
+    remount(small_disk, "ro")
+    for name in ("till", "new"):
+        with pytest.raises(StoreError, match="Read-only file system"):
+            await RocksDbStore(f"rocksdb:///{small_disk}/{name}").open(opening("till-7"))
+    assert not (small_disk / "new").exists()
+    async with opened(RocksDbStore(url, read_only=True)) as look:
+        assert len(await audit(look)) == 1
+    remount(small_disk, "rw")
+    async with opened(RocksDbStore(url)) as store:
+        await store.append([draft()], now_ms=NOW_MS)
+        await audit(store)
+
+
+async def test_a_commit_that_failed_and_is_there_all_the_same_is_seen(tmp_path: Path) -> None:
+    """What the driver says is not what the disk holds: it is opened again, and the mirror goes by the disk."""
+
+    class Doubtful:
+        """A database that has written, and says that it has not."""
+
+        def __init__(self, database: Any) -> None:
+            self._database = database
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._database, name)
+
+        def write(self, *arguments: Any) -> None:
+            self._database.write(*arguments)
+            raise Exception("IO error: While fsync: Input/output error")
+
+    url = f"rocksdb:///{tmp_path}/till"
+    async with opened(RocksDbStore(url)) as store:
+        first = (await store.append([draft()], now_ms=NOW_MS)).appended[0].event
+        store.medium.database = Doubtful(store.medium.database)
+        with pytest.raises(StoreError, match="fsync"):
+            await store.append([draft(), draft()], now_ms=NOW_MS)
+        await store.summary("orders")  # the mirror is loaded anew before the database is opened again
+        await store.append([draft()], now_ms=NOW_MS)
+        assert [each.event.seq for each in await audit(store)] == [1, 2, 3, 4]
+    async with opened(RocksDbStore(url)) as store:
+        assert (await store.append([draft()], now_ms=NOW_MS)).appended[0].event.origin != first.origin
+
+
+@pytest.mark.parametrize("sync", [True, False])
+async def test_a_commit_is_synced_unless_one_says_otherwise(tmp_path: Path, sync: bool) -> None:
+    """By what the kernel was asked for: a power cut is the only other witness."""
+    tracer = shutil.which("strace") or ""
+    if not tracer:
+        lacking("strace is not installed")
+    url = f"rocksdb:///{tmp_path}/till?sync={'yes' if sync else 'no'}"
+    writer = child("asyncio.run(hold(sys.argv[1]))", url)
+    try:
+        assert line(writer) == "open"
+        command = [tracer, "-f", "-e", "trace=fsync,fdatasync", "-o", str(tmp_path / "trace"), "-p", str(writer.pid)]
+        trace = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
+        assert trace.stderr is not None
+        await trace.stderr.readline()  # it is attached
+        assert writer.stdin is not None
+        for _ in range(20):
+            writer.stdin.write("write\n")
+            writer.stdin.flush()
+            assert line(writer) == "wrote"
+    finally:
+        end(writer)
+    await trace.wait()
+    calls = [text for text in (tmp_path / "trace").read_text().splitlines() if "sync(" in text]
+    assert (len(calls) >= 20) == sync
 
 
 async def test_a_checkpoint_is_a_whole_store_of_its_own(tmp_path: Path) -> None:
