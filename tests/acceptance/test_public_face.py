@@ -453,7 +453,7 @@ def follower(**changes: Any) -> Any:
         ({"connectors": ["localhost"]}, ConfigError, "scheme"),
         ({"connectors": ["nats://"]}, ConfigError, "nats://HOST:PORT"),
         ({"store": "redis://x"}, StoreNotFound, "later release"),
-        ({"store": "file:x"}, StoreNotFound, "memory, postgres, postgresql, sqlite"),
+        ({"store": "file:x"}, StoreNotFound, "memory, postgres, postgresql, rocksdb, sqlite"),
         ({"connectors": ["nats://[::1"]}, ConfigError, "cannot be read"),
         ({"connectors": ["memory://[x"]}, ConfigError, "cannot be read"),
         ({"store": "till.db"}, ConfigError, "scheme"),
