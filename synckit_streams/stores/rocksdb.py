@@ -97,7 +97,7 @@ class RocksDbStore(KeyValueStore):
         """A whole copy of the store as it is at this moment, while it is open: for a backup.
 
         It costs little: files that never change are linked, not copied, if the target is on the same disk. The copy is
-        a store of its own, which writes under a new incarnation.
+        a store of its own, which writes under a new incarnation. Reads wait meanwhile. From any thread.
 
         Args:
             target: A folder that does not exist yet; the folder around it does.

@@ -248,7 +248,8 @@ class RocksMedium:
         Args:
             target: The folder.
         """
-        self._driver.Checkpoint(self.database).create_checkpoint(str(target))
+        with self._lock:
+            self._driver.Checkpoint(self.database).create_checkpoint(str(target))
 
     def _usable(self) -> Any:
         """The database, caught up if somebody else writes it. Under the lock."""
