@@ -57,7 +57,7 @@ class RocksDbStore(KeyValueStore):
             raise ConfigError(f"{url!r} names a file", hint=f"a RocksDB store is a folder: {_HINT}")
         super().__init__(str(self.path), read_only=read_only, threads=threads, probe=probe)
         self._sync = options["sync"] == "yes" if sync is None else sync
-        self.features = StoreFeatures(durable=self._sync)
+        self.features = StoreFeatures(durable=self._sync, leases=True)
         self._claim = None if read_only else FileClaim(self.path)
 
     def _claim_for(self, node: str) -> None:

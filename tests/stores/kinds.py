@@ -11,6 +11,7 @@ from synckit_streams.testing.server import Server
 
 KINDS: dict[str, Callable[[Path], str] | None] = {
     "sqlite": lambda folder: f"sqlite:///{folder}/till.db",
+    "rocksdb": lambda folder: f"rocksdb:///{folder}/till",
     "postgres": None,
 }
 """The URL of a store in a folder; None for one that a server has, which the fixture `NAME_server` starts."""
