@@ -24,7 +24,8 @@ SyncKitError(code, retryable, hint)
 │  ├─ CauseUnknown SK308        an event names a cause that this store does not hold
 │  ├─ SchemaNewer SK309         written by a newer version of this library
 │  ├─ StoreUnavailable SK310    the store's server cannot be reached (retryable)
-│  └─ StoreDenied SK311         the store's server does not let us in, or not write
+│  ├─ StoreDenied SK311         the store's server does not let us in, or not write
+│  └─ StoreMissing SK312        there is no store to read from
 ├─ ConnectorError SK400         the broker or the way to it
 │  ├─ Unavailable SK401         cannot be reached (retryable)
 │  ├─ Timeout SK402             reached, but no answer in time (retryable)
@@ -220,6 +221,13 @@ class StoreDenied(StoreError):
 
     code = "SK311"
     default_hint = "check the URL, and what the user may do"
+
+
+class StoreMissing(StoreError):
+    """Opened for reading only, and there is no store at this place."""
+
+    code = "SK312"
+    default_hint = "check the URL; a node makes its store when it first opens it"
 
 
 class ConnectorError(SyncKitError):

@@ -23,7 +23,7 @@ from synckit_streams.errors import Invalid, StoreCorrupt, StoreError, StoreUnava
 from synckit_streams.model.clock import Key
 from synckit_streams.model.codec import node_of
 from synckit_streams.model.event import Draft, Event, Offset, Stored
-from synckit_streams.model.exchange import AppendResult, Arrival, PlaceRun, Raised, Summary
+from synckit_streams.model.exchange import AppendResult, Arrival, PlaceRun, Raised
 from synckit_streams.model.seen import Interval
 from synckit_streams.ports.store import Opening, Quarantined, StoreFeatures, Transaction
 from synckit_streams.stores import postgres_schema as schema
@@ -31,7 +31,7 @@ from synckit_streams.stores.aggregate_hash import AggregateHash
 from synckit_streams.stores.commits import CommitQueue
 from synckit_streams.stores.ledger_store import Block, LedgerStore, Probe
 from synckit_streams.stores.place_rows import run_of
-from synckit_streams.stores.postgres_life import Tenancy
+from synckit_streams.stores.postgres_life import Onlooker, Tenancy
 from synckit_streams.stores.postgres_line import Line, Link, Readers, require_asyncpg, translate
 from synckit_streams.stores.postgres_models import PostgresTransaction
 from synckit_streams.stores.postgres_rows import PostgresFacts, RowWriter, StreamNumbers
@@ -56,6 +56,7 @@ class PostgresStore(LedgerStore):
 
     Args:
         url: `postgresql://user:password@host:port/database`, with `?schema=name` if one likes (default: synckit).
+        read_only: See `EventStore`. The server may be a standby, and the user needs no right but to read.
         probe: See `Probe`.
         busy_timeout_s: How long to wait for the other processes, before `StoreBusy`.
 
@@ -64,18 +65,20 @@ class PostgresStore(LedgerStore):
         MissingDependency: asyncpg is not installed.
     """
 
-    def __init__(self, url: str, *, probe: Probe | None = None, busy_timeout_s: float = 10.0) -> None:
+    def __init__(
+        self, url: str, *, read_only: bool = False, probe: Probe | None = None, busy_timeout_s: float = 10.0
+    ) -> None:
         require_asyncpg()
         target = parse_url(url)
-        super().__init__(target.name, threads=True, probe=probe)
+        super().__init__(target.name, threads=True, probe=probe, read_only=read_only)
         self.features = StoreFeatures(durable=True, sql=True, listen=True, shared=True)
-        self._link = Link(target.dsn)
+        self._link = Link(target.dsn, read_only=read_only)
         self._statements = schema.Statements(target.schema)
         self._begin_own_sql = f"BEGIN; SET LOCAL lock_timeout = {int(busy_timeout_s * 1000)}"
         # A process that was stopped in the middle of an append must not keep the others out for ever.
         self._begin_append_sql = f"{self._begin_own_sql}; SET LOCAL idle_in_transaction_session_timeout = 30000"
         self.line: Line
-        self._tenancy: Tenancy
+        self._tenancy: Tenancy | Onlooker
         self._readers: Readers
         self._aggregate_hash = AggregateHash(b"")
         self._numbers = StreamNumbers()
@@ -96,7 +99,8 @@ class PostgresStore(LedgerStore):
 
     def _open(self, opening: Opening) -> str:
         self.line = Line(self._link, lambda: self._tenancy.take())
-        self._tenancy = Tenancy(self.line, self._statements, self.name, opening)
+        kind = Onlooker if self.read_only else Tenancy
+        self._tenancy = kind(self.line, self._statements, self.name, opening)
         try:
             self.line.connect()
             head = self.line.row(self._statements.head)
@@ -308,7 +312,7 @@ class PostgresStore(LedgerStore):
         alarms: Sequence[Raised] = (),
     ) -> AppendResult:
         """See `EventStore`."""
-        self._opened()
+        self._writable()
         # What the database would refuse is refused here, where the others of the group do not suffer from it.
         for consumer, offset in (offsets or {}).items():
             check_name(consumer)
@@ -341,19 +345,6 @@ class PostgresStore(LedgerStore):
 
     def _stored(self, rows: list[Any]) -> list[Stored]:
         return schema.stored_of(rows, self.id)
-
-    async def summary(self, topic: str) -> Summary:
-        """See `EventStore`."""
-
-        def look() -> Summary:
-            try:
-                self._look_again()
-            except Exception as error:
-                raise self._translate(error) from error
-            return self._ledger.summary(topic)
-
-        summary: Summary = await self._opened().run(look)
-        return summary
 
     def _look_again(self) -> None:
         """On the writer's thread, between two commits: what have others written?"""
@@ -414,8 +405,10 @@ class PostgresStore(LedgerStore):
             self._statements.stream_page, first, limit, topic, origin, last,
         )  # fmt: skip
 
-    async def runs(self, reader: str) -> Sequence[PlaceRun]:
+    async def runs(self, reader: str | None) -> Sequence[PlaceRun]:
         """See `EventStore`."""
+        if reader is None:
+            return await self._read(lambda rows: [run_of(row) for row in rows], self._statements.all_runs)
         return await self._read(lambda rows: [run_of(row) for row in rows], self._statements.runs, reader)
 
     async def offset(self, consumer: str) -> Offset | None:
@@ -428,13 +421,28 @@ class PostgresStore(LedgerStore):
 
     async def quarantine(self, *, after: int, limit: int) -> Sequence[Quarantined]:
         """See `EventStore`."""
-        return await self._read(
-            lambda rows: [Quarantined(*row) for row in rows], self._statements.quarantine, after, limit
-        )
+
+        def shape(rows: list[Any]) -> list[Quarantined]:
+            return [
+                Quarantined(at, reason, reader, place, raw, None if key is None else schema.key_of(key))
+                for at, reason, reader, place, raw, key in rows
+            ]
+
+        return await self._read(shape, self._statements.quarantine, after, limit)
 
     async def alarms(self) -> Sequence[Raised]:
         """See `EventStore`."""
         return await self._read(lambda rows: [Raised(*row) for row in rows], self._statements.alarms)
+
+    async def size_bytes(self) -> int:
+        """See `EventStore`."""
+        s = self._statements
+        return await self._read(lambda rows: int(rows[0][0]), s.size, s.schema, list(schema.TABLES))
+
+    async def damage(self) -> Sequence[str]:
+        """See `EventStore`."""
+        self._opened()
+        return ()
 
 
 def check_name(name: str) -> None:

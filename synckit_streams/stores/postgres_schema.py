@@ -206,17 +206,23 @@ class Statements:
             "WHERE s.topic = $1 AND e.aggregate > $2 ORDER BY e.aggregate LIMIT $3"
         )
         self.runs = f"SELECT reader, topic, origin, first, positions FROM {s}.places WHERE reader = $1 ORDER BY run"
+        self.all_runs = f"SELECT reader, topic, origin, first, positions FROM {s}.places ORDER BY reader, run"
         # Whoever reads in a transaction where a consumer stands is about to move it: one at a time, over all processes.
         self.hold_consumer = f"SELECT pg_advisory_xact_lock(hashtextextended($1, '{s}.offsets'::regclass::oid::bigint))"
         self.offset = f"SELECT log, position, fingerprint FROM {s}.offsets WHERE consumer = $1"
         self.offsets = f"SELECT consumer, log, position, fingerprint FROM {s}.offsets ORDER BY consumer"
         self.quarantine = (
-            f"SELECT position, reason, reader, place, raw FROM {s}.quarantine WHERE position > $1 "
+            f"SELECT position, reason, reader, place, raw, key FROM {s}.quarantine WHERE position > $1 "
             "ORDER BY position LIMIT $2"
         )
         self.alarms = (
             f"SELECT kind, topic, evidence, times, first_ms, last_ms FROM {s}.alarms "
             'ORDER BY last_ms DESC, kind COLLATE "C", topic COLLATE "C"'
+        )
+
+        self.size = (
+            "SELECT coalesce(sum(pg_total_relation_size(oid)), 0)::bigint FROM pg_class "
+            "WHERE relnamespace = to_regnamespace($1) AND relname = ANY($2::text[])"
         )
 
     def _page(self, order: str, where: str) -> str:
