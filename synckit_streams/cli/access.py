@@ -89,8 +89,7 @@ async def reading(url: str) -> AsyncIterator[EventStore]:
 
 async def remembered(url: str) -> str:
     """The node that a store belongs to; "" when there is none yet, or no store."""
-    path = file_of(url)
-    if url.lower().startswith("memory:") or (path is not None and path.exists() and not path.stat().st_size):
+    if url.lower().startswith("memory:"):
         return ""
     try:
         async with reading(url) as store:

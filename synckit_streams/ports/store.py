@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
 from synckit_streams.model.clock import Key
 from synckit_streams.model.event import Draft, Event, Offset, Stored
-from synckit_streams.model.exchange import AppendResult, Arrival, PlaceRun, Raised, Summary
+from synckit_streams.model.exchange import AppendResult, Arrival, Moved, PlaceRun, Quarantined, Raised, Summary
 from synckit_streams.model.seen import Interval
 
 
@@ -40,26 +40,6 @@ class StoreFeatures(msgspec.Struct, frozen=True, kw_only=True):
 QUARANTINED_MAX = 1_000
 """So many of the last arrivals that could not be read are kept; older ones go, since what was lost in transport comes
 again, and somebody else's messages must not fill the disk. What is refused for good is all kept."""
-
-
-class Quarantined(NamedTuple):
-    """One arrival that was set aside.
-
-    Args:
-        position: Ascends in the order in which they were set aside.
-        reason: Why.
-        reader: Where it was read; "" when it did not come from a log.
-        place: The position there.
-        raw: Its bytes.
-        key: Of an event that is refused for good; None when it could not be read.
-    """
-
-    position: int
-    reason: str
-    reader: str
-    place: int
-    raw: bytes
-    key: Key | None = None
 
 
 class Opening(msgspec.Struct, frozen=True, kw_only=True):
@@ -182,6 +162,17 @@ class EventStore(Protocol):
 
         Raises:
             IdReused, Invalid, TooLarge, CauseUnknown: about the drafts; nothing was written.
+        """
+
+    async def adopt(self, moved: Moved) -> AppendResult:
+        """One transaction: take what comes out of another store as it stood there.
+
+        Nothing is judged: rows keep their positions, what was held is held, what was refused is refused. The log comes
+        first, in as many calls as one likes, and what lies beside it last.
+
+        Raises:
+            StoreError: a position is not behind the end of this log, or events are held here already; nothing was
+                written.
         """
 
     async def log(self, topic: str | None = None, *, after: Offset | None, limit: int) -> Sequence[Stored]:

@@ -18,11 +18,12 @@ from synckit_streams.errors import Invalid, StoreBusy, StoreClosed, StoreError, 
 from synckit_streams.model.clock import Key
 from synckit_streams.model.codec import TRACEPARENT_BYTES_MAX
 from synckit_streams.model.event import Draft, Event, Offset
-from synckit_streams.model.exchange import AppendResult, Arrival, PlaceRun, Raised, Summary
+from synckit_streams.model.exchange import AppendResult, Arrival, Moved, PlaceRun, Raised, Summary
 from synckit_streams.ports.store import Opening, Transaction
 from synckit_streams.stores.commits import Append, CommitQueue, Finish, InlineExecutor, Share, shares
 from synckit_streams.stores.identity import new_origin
 from synckit_streams.stores.wake import Bell
+from synckit_streams.sync import adoption
 from synckit_streams.sync import drafts as drafting
 from synckit_streams.sync.drafts import Prepared
 from synckit_streams.sync.ledger import Changes, Facts, Ledger, Wants
@@ -281,6 +282,11 @@ class LedgerStore(ABC):
         result: AppendResult = await queue.ask(Append(request))
         return result
 
+    async def adopt(self, moved: Moved) -> AppendResult:
+        """See `EventStore`."""
+        result: AppendResult = await self._writable().ask(Append(Request(now_ms=0, moved=moved)))
+        return result
+
     def _commit(self, group: Sequence[Append]) -> None:
         """Transactions for the whole group, nearly always one; each request's answer is its own."""
         ready: list[tuple[Share, Sequence[Prepared]]] = []
@@ -309,13 +315,15 @@ class LedgerStore(ABC):
                 facts = self._facts(
                     ledger.wants(
                         [each[0] for _, prepared in group for each in prepared],
-                        [arrival for share, _ in group for arrival in share.request.received],
+                        [arrival for share, _ in group for arrival in share.request.come],
                     )
                 )
                 while todo and not changes.reused:
                     share, prepared = todo.pop()
                     try:
                         repeats = drafting.check(ledger, prepared, facts, changes) if prepared else {}
+                        if share.request.moved is not None:
+                            adoption.check(ledger, share.request.moved)
                     except SyncKitError as error:
                         if len(share.appends) == 1:
                             share.fail(error)

@@ -17,9 +17,9 @@ from synckit_streams.errors import ConfigError, Invalid, StoreMissing
 from synckit_streams.model.clock import Key
 from synckit_streams.model.codec import node_of
 from synckit_streams.model.event import Event, Offset, Stored
-from synckit_streams.model.exchange import PlaceRun, Raised
+from synckit_streams.model.exchange import PlaceRun, Quarantined, Raised
 from synckit_streams.model.seen import Interval
-from synckit_streams.ports.store import QUARANTINED_MAX, Opening, Quarantined, StoreFeatures, Transaction
+from synckit_streams.ports.store import QUARANTINED_MAX, Opening, StoreFeatures, Transaction
 from synckit_streams.stores.commits import CommitQueue
 from synckit_streams.stores.identity import known_nodes, nodes_of, noted_nodes, warn_of_other_node
 from synckit_streams.stores.ledger_store import Block, LedgerStore, Probe

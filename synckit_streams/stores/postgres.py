@@ -23,9 +23,9 @@ from synckit_streams.errors import Invalid, StoreCorrupt, StoreError, StoreUnava
 from synckit_streams.model.clock import Key
 from synckit_streams.model.codec import node_of
 from synckit_streams.model.event import Draft, Event, Offset, Stored
-from synckit_streams.model.exchange import AppendResult, Arrival, PlaceRun, Raised
+from synckit_streams.model.exchange import AppendResult, Arrival, Moved, PlaceRun, Quarantined, Raised
 from synckit_streams.model.seen import Interval
-from synckit_streams.ports.store import Opening, Quarantined, StoreFeatures, Transaction
+from synckit_streams.ports.store import Opening, StoreFeatures, Transaction
 from synckit_streams.stores import postgres_schema as schema
 from synckit_streams.stores.aggregate_hash import AggregateHash
 from synckit_streams.stores.commits import CommitQueue
@@ -332,6 +332,16 @@ class PostgresStore(LedgerStore):
             traceparent=traceparent,
             alarms=alarms,
         )
+
+    async def adopt(self, moved: Moved) -> AppendResult:
+        """See `EventStore`."""
+        for name in {
+            *moved.offsets,
+            *(offset.log for offset in moved.offsets.values()),
+            *(run.reader for run in moved.runs),
+        }:
+            check_name(name)
+        return await super().adopt(moved)
 
     # --- reading -----------------------------------------------------------------------------------------------------
 

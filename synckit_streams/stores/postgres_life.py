@@ -147,6 +147,8 @@ class Onlooker:
                 hint="open it once with a node of this release",
             )
         head = self._line.row(self._statements.head)
+        if not head["id"]:
+            raise StoreMissing(f"the store at {self._name} was begun, and no node has opened it")
         self.nodes = known_nodes(head["nodes"], head["node"])
 
     def give_back(self) -> None:

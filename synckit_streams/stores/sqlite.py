@@ -22,9 +22,9 @@ from synckit_streams.errors import ConfigError, Invalid, StoreClosed, StoreCorru
 from synckit_streams.model.clock import Key
 from synckit_streams.model.codec import node_of
 from synckit_streams.model.event import Event, Offset, Stored
-from synckit_streams.model.exchange import PlaceRun, Raised
+from synckit_streams.model.exchange import PlaceRun, Quarantined, Raised
 from synckit_streams.model.seen import Interval
-from synckit_streams.ports.store import QUARANTINED_MAX, Opening, Quarantined, StoreFeatures, Transaction
+from synckit_streams.ports.store import QUARANTINED_MAX, Opening, StoreFeatures, Transaction
 from synckit_streams.stores import sqlite_schema as schema
 from synckit_streams.stores.aggregate_hash import AggregateHash
 from synckit_streams.stores.claim import FileClaim
@@ -145,11 +145,15 @@ class SqliteStore(LedgerStore):
             self.writer = self._reader = self._connect("ro&immutable=1", cache_kib=READ_CACHE_KIB)
         try:
             version = schema.version_of(self.writer, self.path)
+            if not version:
+                raise StoreMissing(f"{self.path} is empty")
             if version < schema.SCHEMA_VERSION:
                 raise StoreError(
                     f"{self.path} has schema {version}, which this release first brings to {schema.SCHEMA_VERSION}",
                     hint="open it once with a node of this release",
                 )
+            if not self.writer.execute("SELECT 1 FROM meta WHERE name = 'store'").fetchone():
+                raise StoreMissing(f"{self.path} was begun, and no node has opened it")
             meta = self._read_identity()
         except BaseException:
             self.writer.close()

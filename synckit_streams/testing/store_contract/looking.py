@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from synckit_streams.errors import StoreError, StoreMissing
-from synckit_streams.model.clock import Key
+from synckit_streams.model.clock import Key, VersionVector
 from synckit_streams.model.codec import event_hash
 from synckit_streams.model.event import Offset
 from synckit_streams.model.exchange import Arrival, Place, PlaceRun, Raised
@@ -66,7 +66,11 @@ async def fill(store: EventStore) -> dict[str, Any]:
     peer, other = Writer("b@1"), Writer("c@1", topic="stock")
     lost, early, gone = peer.write("o-1"), peer.write("o-2"), other.write("s-1")
     waits = other.write("s-2", after=[Key("nobody's", "d@1", 1)])
-    follows = [msgspec.structs.replace(peer.write("o-3"), seq=number, prev=number - 1) for number in (8, 9)]
+    contexts = {number: VersionVector({"b@1": number - 1}).to_bytes() for number in (8, 9)}
+    follows = [
+        msgspec.structs.replace(peer.write("o-3"), seq=number, prev=number - 1, context_bytes=contexts[number])
+        for number in (8, 9)
+    ]
     refused = msgspec.structs.replace(Writer("e@1").write("o-1"), aggregate_id="")
     await store.append([draft("o-1", id="one"), draft("o-2")], now_ms=NOW_MS)
     twin = Writer("f@1").write("o-1", id="one")
