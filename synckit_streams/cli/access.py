@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any, Protocol
-from urllib.parse import urlsplit, urlunsplit
 
 import typer
 from rich.markup import escape
@@ -63,11 +62,8 @@ def file_of(url: str) -> Path | None:
 
 def shown(url: str) -> str:
     """A store's URL for a message: without user, password and options."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return url.partition(":")[0]
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment=""))
+    scheme, colon, rest = url.partition("#")[0].partition("?")[0].partition("://")
+    return f"{scheme}{colon}{rest if scheme.lower() == 'sqlite' else rest.rpartition('@')[2]}"
 
 
 @asynccontextmanager
@@ -85,6 +81,22 @@ async def reading(url: str) -> AsyncIterator[EventStore]:
         yield store
     finally:
         await store.close()
+
+
+async def check_closed(url: str) -> None:
+    """That no node has the store open, as far as it says so itself.
+
+    Raises:
+        StoreInUse: one has.
+    """
+    path = file_of(url)
+    visitor = await Visitor.knock(path) if path is not None else None
+    if visitor is not None:
+        async with visitor:
+            about = await visitor.about()
+        raise StoreInUse(
+            f"{path} is open as the node {about.node!r} (process {about.process})", hint="close that node first"
+        )
 
 
 async def remembered(url: str) -> str:

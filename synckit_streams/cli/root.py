@@ -22,6 +22,7 @@ COMMANDS = (
     ("log", "synckit_streams.cli.log", "log"),
     ("sync", "synckit_streams.cli.syncing", "sync"),
     ("status", "synckit_streams.cli.status", "status"),
+    ("migrate", "synckit_streams.cli.migrating", "migrate"),
     ("simulate", "synckit_streams.cli.simulate", "simulate"),
     ("doctor", "synckit_streams.cli.doctor", "doctor"),
 )

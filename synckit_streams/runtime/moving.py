@@ -39,7 +39,7 @@ PAGE_BESIDE = 1_000
 MARK = "moved|"
 """The mark is the offset of a consumer of this name and the old log's id, in the old log."""
 DONE = b"done"
-ROUNDS_MAX = 10
+ROUNDS = 10
 """How often to begin again what somebody has written to meanwhile."""
 
 Maker = Callable[..., EventStore]
@@ -225,7 +225,7 @@ class _Mover:
 
     async def _copy(self, end: int) -> Beside:
         source, target = self._source, self._target
-        for _ in range(ROUNDS_MAX):
+        for _ in range(ROUNDS):
             beside = await read_beside(source)
             end = await self._copy_log(end)
             if self._live or _alike(await read_beside(source), beside):
