@@ -31,6 +31,7 @@ KNOCK_S = 3.0
 """How long to wait for a node that has the file and opens no door: it may just be opening, or closing."""
 
 StoreUrl = Annotated[str, typer.Option("--store", metavar="URL", help="The node's store, e.g. sqlite:///till.db")]
+StoreArgument = Annotated[str, typer.Argument(metavar="STORE_URL", help="A store, e.g. sqlite:///till.db")]
 NodeName = Annotated[
     str | None,
     typer.Option(

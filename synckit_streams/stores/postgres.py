@@ -451,8 +451,17 @@ class PostgresStore(LedgerStore):
 
     async def damage(self) -> Sequence[str]:
         """See `EventStore`."""
-        self._opened()
-        return ()
+        s = self._statements
+        found = [f"{row[0]}" for row in await self._read(list, s.damage)]
+        position = 0
+        while rows := await self._read(list, s.aggregate_columns, position, 5_000):
+            found += [
+                f"position {row[0]}: wrong aggregate"
+                for row in rows
+                if row[3] != self._aggregate_hash((row[1], row[2]))
+            ]
+            position = rows[-1][0]
+        return found[: schema.DAMAGE_NAMED]
 
 
 def check_name(name: str) -> None:

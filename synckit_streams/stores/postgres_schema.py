@@ -23,6 +23,9 @@ CHANNEL = "synckit"
 PAGE_BYTES = 8 * 1024 * 1024
 """A page of events ends when their payloads come to so much, however many were asked for."""
 
+DAMAGE_NAMED = 20
+"""So many places that are damaged are named."""
+
 # One entry a version: what brings a schema from the version before it to this one. Never edit one that was released.
 # `{s}` is the schema's name, quoted.
 MIGRATIONS: tuple[str, ...] = (
@@ -220,6 +223,15 @@ class Statements:
             'ORDER BY last_ms DESC, kind COLLATE "C", topic COLLATE "C"'
         )
 
+        self.aggregate_columns = (
+            f"SELECT e.position, s.topic, e.aggregate_id, e.aggregate FROM {s}.events e "
+            f"JOIN {s}.streams s USING (stream) WHERE e.position > $1 ORDER BY e.position LIMIT $2"
+        )
+        self.damage = (
+            f"SELECT 'position ' || e.position || ': of no stream' FROM {s}.events e LEFT JOIN {s}.streams s "
+            f"USING (stream) WHERE s.stream IS NULL UNION ALL SELECT 'the next position is ' || position + 1 || "
+            f"', which is taken' FROM {s}.store WHERE position < (SELECT max(position) FROM {s}.events)"
+        )
         self.size = (
             "SELECT coalesce(sum(pg_total_relation_size(oid)), 0)::bigint FROM pg_class "
             "WHERE relnamespace = to_regnamespace($1) AND relname = ANY($2::text[])"

@@ -33,6 +33,7 @@ from synckit_streams.stores.identity import known_nodes, nodes_of, noted_nodes, 
 from synckit_streams.stores.ledger_store import Block, LedgerStore, Probe
 from synckit_streams.stores.models import SqliteTransaction
 from synckit_streams.stores.place_rows import run_of
+from synckit_streams.stores.sqlite_damage import damage
 from synckit_streams.stores.sqlite_facts import SqliteFacts
 from synckit_streams.stores.sqlite_places import SELECT_ALL_RUNS, SELECT_RUNS, PlaceRows
 from synckit_streams.stores.sqlite_rows import EventRows
@@ -340,12 +341,20 @@ class SqliteStore(LedgerStore):
         body: int | None = None,
     ) -> Any:
         """Rows, given their shape on the reader's thread; of a page, whose bodies are this column, as many as fit."""
+
+        def fetch() -> Any:
+            cursor = self._reader.execute(sql, parameters)
+            return shape(cursor.fetchall() if body is None else schema.page_of(cursor, body))
+
+        return await self._read(fetch)
+
+    async def _read(self, work: Callable[[], Any]) -> Any:
+        """Something on the reader's thread."""
         self._opened()
 
         def fetch() -> Any:
             try:
-                cursor = self._reader.execute(sql, parameters)
-                return shape(cursor.fetchall() if body is None else schema.page_of(cursor, body))
+                return work()
             except (sqlite3.Error, msgspec.MsgspecError) as error:
                 raise self._translate(error) from error
 
@@ -475,8 +484,5 @@ class SqliteStore(LedgerStore):
 
     async def damage(self) -> Sequence[str]:
         """See `EventStore`."""
-        try:
-            said = [str(row[0]) for row in await self._rows("PRAGMA integrity_check(20)")]
-        except StoreCorrupt as error:
-            said = [error.message]
-        return [] if said == ["ok"] else said
+        found: list[str] = await self._read(lambda: damage(self._reader, self._aggregate_hash))
+        return found
