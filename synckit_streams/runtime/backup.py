@@ -149,20 +149,27 @@ def _whole(path: Path) -> Iterator[Path]:
         yield part
         for suffix in BESIDE:
             part.with_name(part.name + suffix).unlink(missing_ok=True)
-        try:
-            os.link(part, path)  # unlike a rename, it takes nobody's place
-        except FileExistsError:
-            raise ConfigError(f"{path} is there already", hint="name another file") from None
-        folder = os.open(path.absolute().parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        _name(part, path)
     except OSError as error:
         raise StoreError(f"{path} cannot be written: {error.strerror}", hint="check the folder and its disk") from error
     finally:
         with suppress(OSError):
             _clear(part)
+
+
+def _name(part: Path, path: Path) -> None:
+    """Give a file its name, for good."""
+    try:
+        os.link(part, path)  # unlike a rename, it takes nobody's place
+    except FileExistsError:
+        raise ConfigError(f"{path} is there already", hint="name another file") from None
+    except OSError:  # a file system without links
+        part.rename(path)
+    folder = os.open(path.absolute().parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 BESIDE = ("-wal", "-shm", "-lock", "-clean", "-journal")

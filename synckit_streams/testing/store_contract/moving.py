@@ -143,6 +143,7 @@ class Moving(Bench):
         """Into itself, into a store of somebody else's, out of one that is written; and never by halves."""
         async with opened("a") as store:
             await store.append([draft()], now_ms=NOW_MS)
+            await store.append([draft()], now_ms=NOW_MS)
         async with opened("b") as store:
             await store.append([draft()], now_ms=NOW_MS)
         with pytest.raises(ConfigError):
@@ -151,8 +152,16 @@ class Moving(Bench):
             await move(of(media, "a"), of(media, "b"))
         with pytest.raises(ConfigError, match="no consumer"):
             await move(of(media, "a"), of(media, "c"), carry=["projection|nobody"])
+        killed = Killed(media, "half", "committed", 2)
+        with suppress(Crash):
+            await move(of(media, "a"), killed.make, page_events=1)
+        await killed.kill()
+        async with opened("half", node="a") as store:
+            await store.append([draft()], now_ms=NOW_MS)
+        with pytest.raises(StoreError, match="had stopped half-way"):
+            await move(of(media, "a"), of(media, "half"))
         await move(of(media, "a"), of(media, "c"))
-        assert (await move(of(media, "a"), of(media, "c"))).resumed == 1
+        assert (await move(of(media, "a"), of(media, "c"))).resumed == 2
         async with opened("a") as store:
             await store.append([draft()], now_ms=NOW_MS)
         with pytest.raises(StoreError, match="was written after it had moved"):
