@@ -84,13 +84,13 @@ def test_a_sound_store_is_found_sound(synckit: Command, sound: str) -> None:
 
 
 DAMAGE = [
-    ("UPDATE events SET hash = ? WHERE position = 3", (bytes(32),), "hash: orders"),
+    ("UPDATE events SET hash = ? WHERE position = 2", (bytes(32),), "hash: orders"),
     ("DELETE FROM events WHERE position = 6", (), "numbers: orders: old@"),
     ("UPDATE streams SET total = ? WHERE origin LIKE 'old@%'", (bytes(32),), "sums: orders"),
     ("UPDATE offsets SET position = 1000000 WHERE consumer = 'mine'", (), "offsets: mine stands at 1000000"),
     ("UPDATE offsets SET log = 'another' WHERE consumer = 'projection|totals'", (), "offsets: projection|totals"),
     ("DELETE FROM voids", (), "causes: position"),
-    ("UPDATE events SET aggregate = aggregate + 1 WHERE position = 3", (), "medium: position 3: wrong aggregate"),
+    ("UPDATE events SET aggregate = aggregate + 1 WHERE position = 2", (), "medium: position 2: wrong aggregate"),
 ]
 
 
@@ -105,8 +105,8 @@ def test_what_somebody_changed_is_named(
 
 def test_a_twin_mark_that_is_wrong_is_named(synckit: Command, sound: str, run: Run) -> None:
     """A fact that is counted twice, or not at all."""
-    run("UPDATE events SET twin = NOT twin WHERE position = 3")
-    assert any(each.startswith("twins: position 3") for each in found(synckit, sound))
+    run("UPDATE events SET twin = NOT twin WHERE position = 2")
+    assert any(each.startswith("twins: position 2") for each in found(synckit, sound))
 
 
 def test_an_event_that_is_held_in_vain_is_named(synckit: Command, sound: str, run: Run) -> None:
@@ -120,12 +120,12 @@ def test_an_event_that_is_held_in_vain_is_named(synckit: Command, sound: str, ru
 @pytest.mark.parametrize(
     ("sql", "said"),
     [
-        ("UPDATE events SET id = id + 1 WHERE position = 3", "medium: position 3: wrong id"),
-        ("UPDATE events SET at = at + 1 WHERE position = 3", "medium: position 3: wrong at"),
-        ("DELETE FROM aggregates WHERE position = 3", "medium: position 3 is not in the index by aggregate"),
-        ("UPDATE aggregates SET aggregate = aggregate + 1 WHERE position = 3", "medium: the index by aggregate has 3"),
-        ("UPDATE events SET stream = 99 WHERE position = 3", "medium: position 3: wrong stream"),
-        ("UPDATE events SET body = x'00' WHERE position = 3", "medium: position 3: wrong the event"),
+        ("UPDATE events SET id = id + 1 WHERE position = 2", "medium: position 2: wrong id"),
+        ("UPDATE events SET at = at + 1 WHERE position = 2", "medium: position 2: wrong at"),
+        ("DELETE FROM aggregates WHERE position = 2", "medium: position 2 is not in the index by aggregate"),
+        ("UPDATE aggregates SET aggregate = aggregate + 1 WHERE position = 2", "medium: the index by aggregate has 2"),
+        ("UPDATE events SET stream = 99 WHERE position = 2", "medium: position 2: wrong stream"),
+        ("UPDATE events SET body = x'00' WHERE position = 2", "medium: position 2: wrong the event"),
     ],
 )
 def test_a_column_of_a_file_that_does_not_fit_its_event_is_named(
@@ -140,10 +140,10 @@ def test_a_column_of_a_file_that_does_not_fit_its_event_is_named(
 def test_an_event_that_was_changed_is_named(synckit: Command, sound: str, run: Run, tmp_path: Path) -> None:
     """Its body is a sound event, and not the one that was written."""
     with sqlite3.connect(tmp_path / "till.db") as connection:
-        ((raw,),) = connection.execute("SELECT body FROM events WHERE position = 3")
+        ((raw,),) = connection.execute("SELECT body FROM events WHERE position = 2")
     connection.close()
     event = msgspec.structs.replace(decode_event(raw), payload=b'{"forged":true}')
-    run("UPDATE events SET body = ? WHERE position = 3", encode_event(event))
+    run("UPDATE events SET body = ? WHERE position = 2", encode_event(event))
     assert {each.partition(":")[0] for each in found(synckit, sound)} == {"hash", "sums"}
 
 
