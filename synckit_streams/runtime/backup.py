@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -72,7 +73,7 @@ async def back_up(url: str, path: Path, *, advance: Advance = lambda done, total
     rebuilt: tuple[str, ...] = ()
     with _whole(path) as part:
         if is_file(url):
-            await asyncio.to_thread(copy_file, parse_url(url)[0], part, advance)
+            await _copy(parse_url(url)[0], part, advance)
         else:
             rebuilt = (await move(url, url_of(part), live=True, advance=advance)).rebuilt
         verdict = await _verified(part)
@@ -106,9 +107,28 @@ async def restore(
     await store.open(opening("restore"))
     await store.close()
     with _whole(target) as part:
-        await asyncio.to_thread(copy_file, path, part, advance)
+        await _copy(path, part, advance)
         verdict = await _verified(part)
     return Backup(where=str(target), events=verdict.events, held=verdict.held, offsets=verdict.offsets, rebuilt=())
+
+
+async def _copy(source: Path, target: Path, advance: Advance) -> None:
+    """On a thread, which has ended when this returns; whoever is cancelled waits until it has stopped."""
+    stopped = threading.Event()
+
+    def tell(done: int, total: int) -> None:
+        if stopped.is_set():
+            raise InterruptedError
+        advance(done, total)
+
+    work = asyncio.ensure_future(asyncio.to_thread(copy_file, source, target, tell))
+    try:
+        await asyncio.shield(work)
+    except asyncio.CancelledError:
+        stopped.set()
+        await asyncio.wait([work])
+        work.exception()  # it was asked to stop
+        raise
 
 
 def is_file(url: str) -> bool:

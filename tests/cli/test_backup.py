@@ -13,6 +13,7 @@ import pytest
 
 from synckit_connectors.memory import MemoryConnector
 from synckit_streams import Draft, SyncNode
+from synckit_streams.runtime.backup import back_up
 from synckit_streams.runtime.moving import differences, opening
 from synckit_streams.runtime.registry import store_for
 from synckit_streams.testing.store_contract import audit
@@ -128,6 +129,30 @@ def test_a_backup_of_a_file_has_the_read_models(synckit: Command, tmp_path: Path
     with sqlite3.connect(tmp_path / "again.db") as connection:
         assert connection.execute("SELECT n FROM totals").fetchall() == [(7,)]
     connection.close()
+
+
+def test_a_backup_that_is_given_up_leaves_nothing(
+    tmp_path: Path, write: Callable[[str, str, Sequence[Any]], None]
+) -> None:
+    """Not even for a moment longer: nothing goes on writing to a file whose name is free again."""
+    url = f"sqlite:///{tmp_path}/till.db"
+    write("till-7", url, drafts(0, 60_000))
+    told: list[int] = []
+
+    async def give_up() -> None:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+
+        def advance(done: int, total: int) -> None:
+            told.append(done)
+            loop.call_soon_threadsafe(task.cancel)
+
+        with pytest.raises(asyncio.CancelledError):
+            await back_up(url, tmp_path / "b.db", advance=advance)
+
+    asyncio.run(give_up())
+    assert told
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("b.db")] == []
 
 
 def test_nothing_is_written_over_and_nothing_half_made_is_left(
