@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench import append, bridging, brokers, cost, reading, way
+from bench import append, bridging, brokers, cost, postgres, reading, way
 from bench.measure import Case, Row, Scale, Skipped
 
 RESULTS = Path(__file__).parent / "results.json"
@@ -28,6 +28,7 @@ CASES: list[Case] = [
     *brokers.cases(),
     *bridging.cases(),
     *reading.cases(),
+    *postgres.cases(),
     *cost.cases(),
 ]
 

@@ -25,7 +25,8 @@ SyncKitError(code, retryable, hint)
 │  ├─ SchemaNewer SK309         written by a newer version of this library
 │  ├─ StoreUnavailable SK310    the store's server cannot be reached (retryable)
 │  ├─ StoreDenied SK311         the store's server does not let us in, or not write
-│  └─ StoreMissing SK312        there is no store to read from
+│  ├─ StoreMissing SK312        there is no store to read from
+│  └─ LeaseLost SK313           somebody else has taken what the commit needed
 ├─ ConnectorError SK400         the broker or the way to it
 │  ├─ Unavailable SK401         cannot be reached (retryable)
 │  ├─ Timeout SK402             reached, but no answer in time (retryable)
@@ -228,6 +229,13 @@ class StoreMissing(StoreError):
 
     code = "SK312"
     default_hint = "check the URL; a node makes its store when it first opens it"
+
+
+class LeaseLost(StoreError):
+    """Somebody else has taken the lease that a commit was to be made under; nothing was written."""
+
+    code = "SK313"
+    default_hint = "stop this work, whoever has the lease goes on with it; renew leases well before they run out"
 
 
 class ConnectorError(SyncKitError):

@@ -229,6 +229,8 @@ class KafkaClients:
             "group_id": None,
             "enable_auto_commit": False,
             "auto_offset_reset": "none",
+            # Somebody else's topic may have transactions: what was taken back is not there for us.
+            "isolation_level": "read_committed",
             "fetch_max_bytes": FETCH_BYTES,
             "max_partition_fetch_bytes": PARTITION_BYTES,
         }

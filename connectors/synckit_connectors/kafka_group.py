@@ -108,7 +108,6 @@ class KafkaMember(Reader):
                     rebalance_timeout_ms=int(self._handover_s * 1000),
                     max_poll_interval_ms=int(max(options.idle_s, options.ack_wait_s) * 1000),
                     request_timeout_ms=int(patience_s * 1000),
-                    isolation_level="read_committed",
                 )
                 # First: a leader that learns of the partitions afterwards divides them a second time.
                 await consumer._client._wait_on_metadata(self._name)
@@ -322,6 +321,16 @@ class KafkaMember(Reader):
         """See `Member.extend`."""
         self.shares.extend(deliveries, time.monotonic())
         self._lives()
+
+    async def settled(self) -> bool:
+        """See `Member.settled`. Only what the group has committed counts: others may have what we have not."""
+        ends = await self._ends()
+        committed = await self.logs.committed(self.group_id, self._name, ends)
+        for number, (first, end) in ends.items():
+            place = committed[number][0] if number in committed else max(self._start.get(number, 0), first)
+            if place < end and await self.logs.gives(self._name, number, max(place, first)):
+                return False
+        return True
 
     def _lives(self) -> None:
         if self.consumer is not None:

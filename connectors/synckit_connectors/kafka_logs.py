@@ -157,6 +157,29 @@ class KafkaLogs(KafkaClients):
 
         return await self.on_looker(look)
 
+    async def gives(self, name: str, partition: int, offset: int) -> bool:
+        """Whether a reader gets anything from this offset on: the end of a transaction has one, and is nothing."""
+        from aiokafka import TopicPartition
+
+        where = TopicPartition(name, partition)
+
+        async def look(consumer: AIOKafkaConsumer) -> bool:
+            end = (await consumer.end_offsets([where]))[where]
+            consumer.assign([where])
+            consumer.seek(where, offset)
+            until = time.monotonic() + self.options.timeout_s
+            try:
+                while await consumer.position(where) < end:
+                    if (await consumer.getmany(where, timeout_ms=int(LOOK_S * 1000), max_records=1)).get(where):
+                        return True
+                    if time.monotonic() > until:
+                        raise Unavailable(f"{name} has {offset} to {end - 1}, and gives nothing")
+            finally:
+                consumer.unsubscribe()
+            return False
+
+        return await self.on_looker(look)
+
     async def partitions(self, name: str) -> int:
         """How many partitions somebody's Kafka topic has; 0 if it is not there. It is never made."""
         from aiokafka.errors import for_code

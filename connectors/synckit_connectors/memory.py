@@ -429,6 +429,11 @@ class _Member(_Waiting):
         with self._broker.up():
             self._group.put_off(self, deliveries, self._ack_wait_s, keep=True)
 
+    async def settled(self) -> bool:
+        """See `Member.settled`."""
+        with self._broker.up():
+            return not self._group.progress().lag
+
     def leave(self) -> None:
         super().leave()
         with self._broker.lock:

@@ -295,6 +295,12 @@ class Member(Pull):
             if (held := self._held.get(position)) is not None:
                 self._held[position] = _Held(held.reply, now + self._ack_wait_s)
 
+    async def settled(self) -> bool:
+        """See `Member.settled`."""
+        info = await group_info(self._link, self._stream, self._consumer)
+        granted(info, f"group {self._consumer} of {self._stream}")
+        return not info.num_pending and not info.num_ack_pending
+
     def _ours(self, positions: Iterable[int]) -> list[int]:
         now = self._loop.time()
         return [each for each in positions if (held := self._held.get(each)) is not None and held.until > now]

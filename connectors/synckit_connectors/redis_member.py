@@ -140,6 +140,21 @@ end
 return false
 """
 
+# Whether nothing is pending, and nothing lies behind what was delivered. That a group is gone is told to whoever reads.
+SETTLED = """
+local groups = redis.pcall('XINFO', 'GROUPS', KEYS[1])
+if groups.err then return 0 end
+for _, each in ipairs(groups) do
+  local found = {}
+  for at = 1, #each, 2 do found[each[at]] = each[at + 1] end
+  if found.name == ARGV[1] then
+    local next = redis.call('XRANGE', KEYS[1], '(' .. found['last-delivered-id'], '+', 'COUNT', 1)
+    return (found.pending == 0 and #next == 0) and 1 or 0
+  end
+end
+return 0
+"""
+
 
 class Source:
     """The log of a topic of ours, as its groups see it."""
@@ -383,6 +398,10 @@ class Member(Waiting):
     async def extend(self, deliveries: Sequence[Delivery]) -> None:
         """See `Member.extend`."""
         await self._pass([each.position for each in deliveries], self._name, 0)
+
+    async def settled(self) -> bool:
+        """See `Member.settled`."""
+        return bool(await self.line.ask(lambda client: client.eval(SETTLED, 1, self.stream, self._group)))
 
     async def _pass(self, positions: Iterable[int], name: bytes, idle_ms: int) -> None:
         await self._settle(positions, PASS, name, str(idle_ms).encode())

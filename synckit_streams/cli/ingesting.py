@@ -57,7 +57,10 @@ def ingest(
     ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Go on until Ctrl-C, over every outage.")] = False,
     idle: Annotated[
-        float, typer.Option("--idle", min=0.1, help="Without --watch: end when nothing came for so many seconds.")
+        float,
+        typer.Option(
+            "--idle", min=0.1, help="Without --watch: end when nothing came for so many seconds, and nothing is left."
+        ),
     ] = IDLE_S,
     node: NodeName = None,
     json: JsonFlag = False,

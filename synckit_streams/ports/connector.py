@@ -165,6 +165,15 @@ class Member(Protocol):
     async def extend(self, deliveries: Sequence[Delivery]) -> None:
         """Somebody is still at work on them: their time begins anew."""
 
+    async def settled(self) -> bool:
+        """Whether the group has acknowledged everything that is in the log now, be it by this member or by others.
+
+        While it is False there is more to come: to this member, or to one who has it, or who had it and died.
+
+        Raises:
+            Unavailable: the broker cannot be asked.
+        """
+
 
 @runtime_checkable
 class Connector(Protocol):

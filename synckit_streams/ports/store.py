@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 
@@ -28,6 +28,7 @@ class StoreFeatures(msgspec.Struct, frozen=True, kw_only=True):
         sql: `Transaction.execute` takes SQL.
         listen: `wait` wakes for what *another process* wrote.
         shared: Many processes may have it open.
+        leases: `lease` divides work among all who have it open.
     """
 
     durable: bool
@@ -35,11 +36,30 @@ class StoreFeatures(msgspec.Struct, frozen=True, kw_only=True):
     sql: bool = False
     listen: bool = False
     shared: bool = False
+    leases: bool = False
 
 
 QUARANTINED_MAX = 1_000
 """So many of the last arrivals that could not be read are kept; older ones go, since what was lost in transport comes
 again, and somebody else's messages must not fill the disk. What is refused for good is all kept."""
+
+
+LEASE_S_MAX = 86_400.0
+"""A lease holds for a day at most; whoever wants it for longer renews it."""
+
+
+class Lease(NamedTuple):
+    """Something that one holder has to himself for a while.
+
+    Args:
+        name: Of what: any text.
+        holder: Who has it.
+        token: Ascends each time that the name is taken, so that an earlier holder's is told from the present one's.
+    """
+
+    name: str
+    holder: str
+    token: int
 
 
 class Opening(msgspec.Struct, frozen=True, kw_only=True):
@@ -228,8 +248,33 @@ class EventStore(Protocol):
         """What the medium itself finds wrong, in its own words: a page that cannot be read, an index that disagrees
         with its table. Empty if it finds nothing. May take as long as reading everything."""
 
-    def transaction(self) -> AbstractAsyncContextManager[Transaction]:
-        """A transaction of its own; it commits when the block ends, and rolls back when it raises."""
+    def transaction(self, lease: Lease | None = None) -> AbstractAsyncContextManager[Transaction]:
+        """A transaction of its own; it commits when the block ends, and rolls back when it raises.
+
+        Args:
+            lease: What the caller must still have when it commits. Nobody can take it between the look and the commit.
+
+        Raises:
+            LeaseLost: at the end of the block: somebody has taken the lease since. Nothing of the block is written.
+        """
+
+    async def lease(self, name: str, holder: str, *, ttl_s: float) -> Lease | None:
+        """Take something for oneself, for `ttl_s` seconds by the store's clock; None while another holder has it.
+
+        Whoever asks under the name of its present holder gets it anew, and what he got before is void: so a worker that
+        was started again need not wait.
+
+        Raises:
+            FeatureUnsupported: the store has no leases.
+            Invalid: `ttl_s` is not above 0 and at most `LEASE_S_MAX`.
+        """
+
+    async def renew(self, lease: Lease, *, ttl_s: float) -> bool:
+        """Keep it for `ttl_s` seconds from now. False when somebody else has taken it; one that has only run out is
+        still good."""
+
+    async def release(self, lease: Lease) -> None:
+        """Let the next one have it at once. Nothing to do if somebody has it already."""
 
     def watch(self) -> AsyncIterator[None]:
         """Yields each time the log has grown since the last look; wakes are merged."""

@@ -212,13 +212,17 @@ class Ingestion:
             return await self._take_all(member, idle_s)
 
     async def _take_all(self, member: Member, idle_s: float | None) -> bool:
-        """True when nothing came for so long; False when there is no more to come."""
+        """True when nothing came for so long, and nothing is left; False when there is no more to come."""
         while True:
             try:
                 async with asyncio.timeout(idle_s):
                     batch = await anext(member, None)
             except TimeoutError:
-                return True
+                if await member.settled():
+                    return True
+                # A worker has them, or died with them: they come when the broker gives them to somebody else.
+                logger.info("%s: what is left is with others of the group %s", self._name, self._ingest.group)
+                continue
             if batch is None:
                 return False
             await self._take(batch)

@@ -263,7 +263,8 @@ class SyncNode:
 
         Args:
             ingest: Which messages, and what becomes of them.
-            idle_s: End when nothing has come for so many seconds. None goes on for ever, over every outage; cancel it.
+            idle_s: End when nothing has come for so many seconds, and the group has acknowledged all there is. None
+                goes on for ever, over every outage; cancel it.
 
         Raises:
             ConfigError: it cannot be carried out, or the topic is none of the node's.

@@ -14,14 +14,25 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractContextManager, asynccontextmanager
 from typing import TypeVar
 
-from synckit_streams.errors import Invalid, StoreBusy, StoreClosed, StoreError, StoreFull, SyncKitError, TooLarge
+from synckit_streams.errors import (
+    FeatureUnsupported,
+    Invalid,
+    LeaseLost,
+    StoreBusy,
+    StoreClosed,
+    StoreError,
+    StoreFull,
+    SyncKitError,
+    TooLarge,
+)
 from synckit_streams.model.clock import Key
 from synckit_streams.model.codec import TRACEPARENT_BYTES_MAX
 from synckit_streams.model.event import Draft, Event, Offset
 from synckit_streams.model.exchange import AppendResult, Arrival, Moved, PlaceRun, Raised, Summary
-from synckit_streams.ports.store import Opening, Transaction
+from synckit_streams.ports.store import LEASE_S_MAX, Lease, Opening, StoreFeatures, Transaction
 from synckit_streams.stores.commits import Append, CommitQueue, Finish, InlineExecutor, Share, shares
 from synckit_streams.stores.identity import new_origin
+from synckit_streams.stores.leases import Leases
 from synckit_streams.stores.wake import Bell
 from synckit_streams.sync import adoption
 from synckit_streams.sync import drafts as drafting
@@ -60,6 +71,7 @@ class LedgerStore(ABC):
 
     id: str = ""
     nodes: tuple[str, ...] = ()
+    features: StoreFeatures
 
     def __init__(self, name: str, *, threads: bool, probe: Probe | None, read_only: bool = False) -> None:
         self.name = name
@@ -73,6 +85,9 @@ class LedgerStore(ABC):
         self._ledger: Ledger
         self._stale = True
         self._bell = Bell()
+        self._leases = Leases()
+        self._fence: Lease | None = None
+        """What whoever has the writer to himself must still have at his commit."""
         # The origin that this life has written under, as the disk knows it; "" draws one at the next write.
         self._origin = ""
         # A commit failed in a way that leaves open what the disk holds: the next life must not go on under our origin.
@@ -119,6 +134,10 @@ class LedgerStore(ABC):
     def _translate(self, error: BaseException) -> BaseException:
         """A driver's error as one of ours."""
         return error
+
+    def _has_lease(self, lease: Lease) -> bool:
+        """Within a transaction, just before its commit: whether nobody has taken it, and nobody can until the end."""
+        return self._leases.is_current(lease)
 
     def _claim_for(self, node: str) -> None:  # noqa: B027 - most stores have nothing to claim
         """Take the medium for a node, before anything is read."""
@@ -400,6 +419,14 @@ class LedgerStore(ABC):
             raise self._translate(error) from error
 
     def _end_own(self, commit: bool) -> None:
+        lease, self._fence = self._fence, None
+        if commit and lease is not None:
+            try:
+                if not self._has_lease(lease):
+                    raise LeaseLost(f"{lease.holder!r:.80} has no longer {lease.name!r:.80}")
+            except Exception as error:
+                self._end(commit=False)
+                raise self._translate(error) from error
         try:
             self._end(commit=commit)
         except Exception as error:
@@ -408,10 +435,11 @@ class LedgerStore(ABC):
             raise failure from error
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[Transaction]:
+    async def transaction(self, lease: Lease | None = None) -> AsyncIterator[Transaction]:
         """See `EventStore`."""
         queue = self._writable()
         await queue.take()
+        self._fence = lease
         block = Block()
         # Shielded, and asked for before anything is awaited: a caller that is cancelled here must not keep the writer.
         try:
@@ -422,3 +450,28 @@ class LedgerStore(ABC):
             raise
         block.over = True
         await asyncio.shield(queue.give_back(commit=True))
+
+    # --- leases ------------------------------------------------------------------------------------------------------
+
+    def _leasing(self, ttl_s: float) -> CommitQueue:
+        queue = self._writable()
+        if not self.features.leases:
+            raise FeatureUnsupported(f"{self.name} has no leases", hint="see `features.leases` of each store")
+        if not 0 < ttl_s <= LEASE_S_MAX:
+            raise Invalid(f"a lease of {ttl_s} s: more than 0 and at most {LEASE_S_MAX:g} are allowed")
+        return queue
+
+    async def lease(self, name: str, holder: str, *, ttl_s: float) -> Lease | None:
+        """See `EventStore`."""
+        # On the writer's thread, so that nobody takes it between another one's look at it and his commit.
+        lease: Lease | None = await self._leasing(ttl_s).run(lambda: self._leases.take(name, holder, ttl_s))
+        return lease
+
+    async def renew(self, lease: Lease, *, ttl_s: float) -> bool:
+        """See `EventStore`."""
+        renewed: bool = await self._leasing(ttl_s).run(lambda: self._leases.renew(lease, ttl_s))
+        return renewed
+
+    async def release(self, lease: Lease) -> None:
+        """See `EventStore`."""
+        await self._writable().run(lambda: self._leases.release(lease))

@@ -102,7 +102,7 @@ class MemoryStore(LedgerStore):
         if url.partition(":")[2].strip("/"):
             raise ConfigError(f"{url!r} has a name, but a memory store is nobody else's", hint="write memory:")
         super().__init__("the memory store", threads=False, probe=probe, read_only=read_only)
-        self.features = StoreFeatures(durable=False, sql=True)
+        self.features = StoreFeatures(durable=False, sql=True, leases=True)
         self.disk = disk or MemoryDisk()
         self._own: dict[str, Offset] = {}
 

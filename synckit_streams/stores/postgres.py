@@ -25,7 +25,7 @@ from synckit_streams.model.codec import node_of
 from synckit_streams.model.event import Draft, Event, Offset, Stored
 from synckit_streams.model.exchange import AppendResult, Arrival, Moved, PlaceRun, Quarantined, Raised
 from synckit_streams.model.seen import Interval
-from synckit_streams.ports.store import Opening, StoreFeatures, Transaction
+from synckit_streams.ports.store import Lease, Opening, StoreFeatures, Transaction
 from synckit_streams.stores import postgres_schema as schema
 from synckit_streams.stores.aggregate_hash import AggregateHash
 from synckit_streams.stores.commits import CommitQueue
@@ -59,6 +59,8 @@ class PostgresStore(LedgerStore):
         read_only: See `EventStore`. The server may be a standby, and the user needs no right but to read.
         probe: See `Probe`.
         busy_timeout_s: How long to wait for the other processes, before `StoreBusy`.
+        idle_timeout_s: How long a transaction may do nothing before the server ends it (`StoreUnavailable`): a process
+            that was stopped in the middle of one keeps the others waiting no longer than that.
 
     Raises:
         ConfigError: the URL cannot be read.
@@ -66,17 +68,24 @@ class PostgresStore(LedgerStore):
     """
 
     def __init__(
-        self, url: str, *, read_only: bool = False, probe: Probe | None = None, busy_timeout_s: float = 10.0
+        self,
+        url: str,
+        *,
+        read_only: bool = False,
+        probe: Probe | None = None,
+        busy_timeout_s: float = 10.0,
+        idle_timeout_s: float = 30.0,
     ) -> None:
         require_asyncpg()
         target = parse_url(url)
         super().__init__(target.name, threads=True, probe=probe, read_only=read_only)
-        self.features = StoreFeatures(durable=True, sql=True, listen=True, shared=True)
+        self.features = StoreFeatures(durable=True, sql=True, listen=True, shared=True, leases=True)
         self._link = Link(target.dsn, read_only=read_only)
         self._statements = schema.Statements(target.schema)
-        self._begin_own_sql = f"BEGIN; SET LOCAL lock_timeout = {int(busy_timeout_s * 1000)}"
-        # A process that was stopped in the middle of an append must not keep the others out for ever.
-        self._begin_append_sql = f"{self._begin_own_sql}; SET LOCAL idle_in_transaction_session_timeout = 30000"
+        self._begin_sql = (
+            f"BEGIN; SET LOCAL lock_timeout = {int(busy_timeout_s * 1000)}; "
+            f"SET LOCAL idle_in_transaction_session_timeout = {int(idle_timeout_s * 1000)}"
+        )
         self.line: Line
         self._tenancy: Tenancy | Onlooker
         self._readers: Readers
@@ -203,7 +212,7 @@ class PostgresStore(LedgerStore):
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         self._proof = None
-        self.line.begin(self._begin_append_sql)
+        self.line.begin(self._begin_sql)
         try:
             yield
             self._probe("commit")
@@ -238,7 +247,7 @@ class PostgresStore(LedgerStore):
         until = time.monotonic() + SETTLE_S
         while self._proof is not None:
             try:
-                self.line.begin(self._begin_append_sql)
+                self.line.begin(self._begin_sql)
                 try:
                     self.line.row(self._statements.lock_head)  # the lost transaction holds it until its end
                     row = self.line.row(self._statements.hash_at, self._proof[0])
@@ -262,23 +271,15 @@ class PostgresStore(LedgerStore):
         if not changes and not changes.alarms and not changes.streams and ledger.origin == head["origin"]:
             return
         commits = head["commits"] + 1
-        self._writer.write(changes, ledger, commits)
+        beside = changes.reused or changes.held_added or changes.held_gone or changes.voids or changes.asides
+        self._writer.write(changes, ledger, commits, commits if beside else head["aside"], self._tenancy.life)
         if changes.rows:
             last = changes.rows[-1]
             self._proof = (last.position, last.hash)
-        beside = changes.reused or changes.held_added or changes.held_gone or changes.voids or changes.asides
-        self.line.execute(
-            self._statements.set_head_and_tell if changes.rows else self._statements.set_head,
-            ledger.position,
-            commits,
-            commits if beside else head["aside"],
-            ledger.origin,
-            self._tenancy.life,
-        )
         self._commits = commits
 
     def _begin(self) -> None:
-        self.line.begin(self._begin_own_sql)
+        self.line.begin(self._begin_sql)
 
     def _end(self, *, commit: bool) -> None:
         if not commit:
@@ -335,13 +336,35 @@ class PostgresStore(LedgerStore):
 
     async def adopt(self, moved: Moved) -> AppendResult:
         """See `EventStore`."""
-        for name in {
-            *moved.offsets,
-            *(offset.log for offset in moved.offsets.values()),
-            *(run.reader for run in moved.runs),
-        }:
+        logs = (offset.log for offset in moved.offsets.values())
+        for name in {*moved.offsets, *logs, *(run.reader for run in moved.runs)}:
             check_name(name)
         return await super().adopt(moved)
+
+    # --- leases ------------------------------------------------------------------------------------------------------
+
+    def _has_lease(self, lease: Lease) -> bool:
+        if not self.line.in_transaction:  # it is lost, and the commit will say so
+            return True
+        return self.line.row(self._statements.hold_lease, lease.name, lease.token) is not None
+
+    async def lease(self, name: str, holder: str, *, ttl_s: float) -> Lease | None:
+        """See `EventStore`."""
+        self._leasing(ttl_s)
+        check_name(name)
+        check_name(holder)
+        rows: list[Any] = await self._read(list, self._statements.take_lease, name, holder, ttl_s)
+        return Lease(name, holder, rows[0][0]) if rows else None
+
+    async def renew(self, lease: Lease, *, ttl_s: float) -> bool:
+        """See `EventStore`."""
+        self._leasing(ttl_s)
+        return bool(await self._read(list, self._statements.renew_lease, lease.name, lease.token, ttl_s))
+
+    async def release(self, lease: Lease) -> None:
+        """See `EventStore`."""
+        self._writable()
+        await self._read(list, self._statements.release_lease, lease.name, lease.token)
 
     # --- reading -----------------------------------------------------------------------------------------------------
 

@@ -93,6 +93,10 @@ def translate(error: BaseException, name: str) -> BaseException:
         return StoreCorrupt(f"{name}: {said}")
     if state == "3D000":
         return StoreError(f"{name}: {said}", hint="make the database, or check its name in the URL")
+    if state in ("26000", "42P05"):  # a prepared statement that is not there, or that is there already
+        return StoreError(
+            f"{name}: {said}", hint="a pool in between must be one of sessions: docs/how-to/postgresql.md"
+        )
     if state == "25006":
         return StoreUnavailable(f"{name} cannot be written: {said}", hint="a node needs the primary, not a standby")
     return StoreError(f"{name}: {said} (SQLSTATE {state})", hint="nothing of this call was written")
@@ -178,6 +182,15 @@ class Line:
     def execute_many(self, sql: str, rows: Sequence[Sequence[Any]], *, timeout_s: float) -> None:
         """Run one statement for each row, in one go."""
         self._run(self._connection.executemany(sql, rows, timeout=timeout_s))
+
+    def copy(self, target: tuple[str, str], columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Insert rows into a table, named by its schema and its name."""
+        schema, table = target
+        self._run(
+            self._connection.copy_records_to_table(
+                table, schema_name=schema, columns=columns, records=rows, timeout=STATEMENT_S
+            )
+        )
 
     def begin(self, how: str) -> None:
         """Begin a transaction. A connection that turns out to be dead is made anew: nothing was asked of it yet."""

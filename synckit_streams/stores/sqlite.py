@@ -83,7 +83,7 @@ class SqliteStore(LedgerStore):
         if durability not in ("full", "normal"):
             raise ConfigError(f"durability {durability!r} is unknown", hint='choose "full" or "normal"')
         super().__init__(str(self.path), threads=threads, probe=probe, read_only=read_only)
-        self.features = StoreFeatures(durable=True, sql=True)
+        self.features = StoreFeatures(durable=True, sql=True, leases=True)
         self.writer: sqlite3.Connection
         self._reader: sqlite3.Connection
         self._reads: Executor | None = None

@@ -21,7 +21,8 @@ from synckit_streams.testing.server import Server, find_binary
 INIT_S: Final = 60.0
 PROTOCOL: Final = 3 << 16
 USER: Final = "postgres"
-READY: Final = b"database system is ready to accept connections"
+READY: Final = b"database system is ready to accept "
+"""Connections, or of a standby read-only ones."""
 
 # PostgreSQL refuses to run as root. Whoever is root (in a container, say) lets the user nobody run it. exec keeps the
 # process id.
@@ -73,6 +74,7 @@ class PostgresServer(Server):
 
     name = "postgres"
     taken = "Address already in use"
+    left_behind = "pre-existing shared memory block"
     ends_on = signal.SIGINT  # SIGTERM would wait for every client to leave
 
     def __init__(

@@ -80,6 +80,8 @@ class Server(ABC):
     """Of the program, for messages."""
     taken: ClassVar[str]
     """What it says when somebody else has the port."""
+    left_behind: ClassVar[str] = ""
+    """What it says when processes that a killed one has left behind are still there; it is started again until not."""
     ends_on: ClassVar[signal.Signals] = signal.SIGTERM
     """The signal on which it ends in order."""
 
@@ -206,6 +208,9 @@ class Server(ABC):
                 said = self.log.read_bytes()[log_start:].decode(errors="replace")
                 if taken_ok and self.taken in said:
                     return False
+                if self.left_behind and self.left_behind in said:
+                    time.sleep(_POLL_S)
+                    return self._start_on(port, deadline, taken_ok=taken_ok)
                 raise ConnectorError(f"{self.name} ended while it started; its log ends with:\n{self.log_tail()}")
             time.sleep(_POLL_S)
         self.kill()

@@ -19,6 +19,13 @@ NAMES = [
     *("publish-nats", "receive-nats", "receive-nats-faststream"),
     *("publish-redis", "receive-redis", "receive-redis-faststream"),
     *("frames-jetstream", "bridge-kafka-jetstream-redis", "read-log"),
+    *(
+        "postgres-append",
+        "postgres-append-eventsourcing",
+        "postgres-8-callers",
+        "postgres-8-processes",
+        "postgres-wake",
+    ),
     *("one-missing-event", "one-missing-event-opened", "sync-memory-growth"),
 ]
 

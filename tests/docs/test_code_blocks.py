@@ -10,7 +10,8 @@ How to write a page:
   A command without lines below it may print what it likes. A command must succeed, unless it prints `error SK…`.
 - Below a Python block, a ```` ```text ```` block that begins with `# prints` is what it printed, by the same rules.
 - Commands that need a network or another program (`SHOWN`) are only shown.
-- `nats://127.0.0.1:4222`, `redis://127.0.0.1:6379` and `kafka://127.0.0.1:9092` are real servers, of the page's own.
+- `nats://127.0.0.1:4222`, `redis://127.0.0.1:6379`, `kafka://127.0.0.1:9092` and, with any user and database,
+  PostgreSQL's `127.0.0.1:5432` are real servers, of the page's own; with PostgreSQL's come its programs.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import re
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -35,16 +36,18 @@ import pytest
 from synckit_streams.errors import MissingDependency
 from synckit_streams.testing.brokers import NatsServer, RedisServer, Server
 from synckit_streams.testing.kafka_server import KafkaServer
+from synckit_streams.testing.postgres_server import PostgresServer
 from synckit_streams.testing.pytest_plugin import lacking
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PIPE_CLOSED = 141
 SHOWN = ("make", "pip", "nats", "nats-server", "redis-cli", "redis-server")
-SERVERS: dict[str, type[NatsServer] | type[RedisServer] | type[KafkaServer]] = {
+SERVERS: dict[str, Callable[[], Server]] = {
     "nats://127.0.0.1:4222": NatsServer,
     "redis://127.0.0.1:6379": RedisServer,
     "kafka://127.0.0.1:9092": KafkaServer,
+    "127.0.0.1:5432": PostgresServer,
 }
 
 # What a page takes for granted, where that would only stand in its way.
@@ -147,13 +150,13 @@ class Page:
     def local(self, text: str) -> str:
         """With the page's own servers."""
         for url, server in self.servers.items():
-            text = text.replace(url, server.url)
+            text = text.replace(url, where(server))
         return text
 
     def shown(self, printed: str) -> str:
         """As the page would show it."""
         for url, server in self.servers.items():
-            printed = printed.replace(server.url, url)
+            printed = printed.replace(where(server), url)
         return printed
 
     def python(self, block: Block) -> str:
@@ -174,7 +177,8 @@ class Page:
         """Run it, if it is one that can be; gives whether it ran."""
         if command.split()[0] in SHOWN:
             return False
-        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        programs = [each.binary.parent for each in self.servers.values() if isinstance(each, PostgresServer)]
+        path = os.pathsep.join(map(str, [Path(sys.executable).parent, *programs, os.environ.get("PATH", "")]))
         done = subprocess.run(
             ["bash", "-o", "pipefail", "-c", self.local(command)],
             cwd=self.directory,
@@ -200,6 +204,11 @@ class Page:
                 value.close()  # `with` ends its transaction, and leaves it open
         for server in self.servers.values():
             server.close()
+
+
+def where(server: Server) -> str:
+    """What stands in a page in its place."""
+    return f"127.0.0.1:{server.port}" if isinstance(server, PostgresServer) else server.url
 
 
 async def _awaited(code: Any, names: dict[str, Any]) -> None:

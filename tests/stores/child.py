@@ -1,4 +1,4 @@
-"""What the other processes of test_sqlite.py and test_postgres_shared.py do."""
+"""What the other processes of the tests of stores do."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import os
 import sqlite3
 import sys
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -14,7 +15,8 @@ from synckit_streams.errors import StoreError
 from synckit_streams.model.codec import event_hash
 from synckit_streams.model.event import Draft, Event, Offset
 from synckit_streams.model.exchange import Arrival, Place
-from synckit_streams.ports.store import Opening
+from synckit_streams.ports.store import EventStore, Opening
+from synckit_streams.runtime.registry import store_for
 from synckit_streams.stores.postgres import PostgresStore
 from synckit_streams.stores.sqlite import SqliteStore
 
@@ -116,3 +118,86 @@ async def write_some(path: str, name: str, times: int) -> None:
     say(json.dumps({origin: str(total) for origin, total in summary.sums.items()}))
     await asyncio.to_thread(sys.stdin.readline)
     await store.close()
+
+
+async def commit_late(url: str, consumer: str, idle_timeout_s: float) -> None:
+    """Take a lease and commit under it when told to; it may be somebody else's by then."""
+    store = PostgresStore(url, idle_timeout_s=idle_timeout_s)
+    await store.open(opening("writer"))
+    lease = await store.lease("lane-1", "late", ttl_s=0.05)
+    try:
+        async with store.transaction(lease) as tx:
+            await tx.offset(consumer)
+            await tx.set_offset(consumer, Offset(store.id, 1))
+            say("in the middle")
+            await asyncio.to_thread(sys.stdin.readline)
+        say("committed")
+    except StoreError as error:
+        say(type(error).__name__)
+    await store.close()
+
+
+async def write_calls(url: str, parts: int, calls: list[tuple[int, int]]) -> None:
+    """Callers who each begin with one call, named by a life and a number, and then go on with calls of this life; each
+    call is asked for until it is acknowledged, and said."""
+    store = store_for(url)
+    await store.open(opening("writer"))
+    this_life = max(life for life, _ in calls)
+
+    async def write(caller: int, life: int, number: int) -> None:
+        while True:
+            ids = [f"{life}/{caller}/{number}/{part}" for part in range(parts)]
+            drafts = [Draft("orders", "x", f"o-{number % 9}", {}, id=id) for id in ids]
+            try:
+                await store.append(drafts, now_ms=NOW_MS)
+            except StoreError as error:
+                if not error.retryable:
+                    raise
+                await asyncio.sleep(0.02)
+                continue
+            say(f"{life} {caller} {number}")
+            life, number = (life, number + 1) if life == this_life else (this_life, 0)
+
+    # The last one of the list only says which life this is.
+    await asyncio.gather(*(write(caller, *call) for caller, call in enumerate(calls[:-1])))
+
+
+def memory_mib(field: str) -> float:
+    """VmRSS is the memory of this process now, VmHWM the most there ever was (Linux)."""
+    status = Path("/proc/self/status").read_text()
+    return next(int(each.split()[1]) for each in status.splitlines() if each.startswith(field)) / 1024
+
+
+async def tell(store: EventStore, events: int, before_mib: float) -> None:
+    """Say how many, what the summary is, and how the memory grew."""
+    summary = await store.summary("orders")
+    ((_, ranges),) = summary.seen.ranges.items()
+    grown = memory_mib("VmHWM") - before_mib
+    say(json.dumps({"events": events, "ranges": ranges, "grown_mib": round(grown, 1)}))
+    await store.close()
+
+
+async def write_many(url: str, events: int) -> None:
+    """A thousand a call, ten to an aggregate."""
+    store = store_for(url)
+    await store.open(opening("writer"))
+    before_mib, written = memory_mib("VmRSS"), 0
+    while written < events:
+        drafts = [
+            Draft("orders", "x", f"o-{at % (events // 10)}", {"at": at}) for at in range(written, written + 1_000)
+        ]
+        written += len((await store.append(drafts, now_ms=NOW_MS)).appended)
+    await tell(store, written, before_mib)
+
+
+async def read_many(url: str, events: int) -> None:
+    """Page by page, each position once."""
+    store = store_for(url)
+    await store.open(opening("writer"))
+    before_mib, seen = memory_mib("VmRSS"), 0
+    after: Offset | None = None
+    while page := await store.log(after=after, limit=1_000):
+        for each in page:
+            assert each.event.data == {"at": each.event.seq - 1}
+        seen, after = seen + len(page), page[-1].offset
+    await tell(store, seen, before_mib)

@@ -88,7 +88,7 @@ class PostgresMedia:
         asked(copy_schema(self.url, source, target))
 
     async def kill(self, store: EventStore) -> None:
-        """See `Media`: the real thing is in test_postgres_kill.py."""
+        """See `Media`: the real thing is in test_postgres_faults.py and test_chaos.py."""
         assert isinstance(store, PostgresStore)
         store.abandon()
 

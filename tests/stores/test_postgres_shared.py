@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import random
 import signal
 import threading
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -17,15 +15,13 @@ from typing import Any
 import asyncpg
 import pytest
 
-from synckit_streams.errors import StoreBusy, StoreUnavailable
+from synckit_streams.errors import StoreBusy
 from synckit_streams.model.codec import event_hash
 from synckit_streams.model.event import Draft, Offset
 from synckit_streams.ports.projection import Batch
-from synckit_streams.ports.store import EventStore, Transaction
+from synckit_streams.ports.store import Transaction
 from synckit_streams.runtime.node import SyncNode
 from synckit_streams.stores.postgres import PostgresStore
-from synckit_streams.stores.postgres_line import READERS_MAX
-from synckit_streams.testing import FaultProxy, PostgresServer
 from synckit_streams.testing.store_contract import NOW_MS, Writer, arrivals, audit, draft, opening
 from synckit_streams.testing.store_contract.kit import variant
 from synckit_streams.testing.store_model import StoreModel
@@ -318,200 +314,88 @@ async def test_a_watcher_hears_of_what_another_process_wrote(database: str) -> N
         await asyncio.gather(watching, return_exceptions=True)
 
 
-# --- when the server or the way to it fails ---------------------------------------------------------------------------
+# --- leases -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("lost", ["the order", "the answer"])
-async def test_a_connection_that_is_lost_in_the_middle_of_a_commit(database: str, lost: str) -> None:
-    """If the server had done it, it is acknowledged; if not, that is an error which a retry may follow. No event is
-    there twice, whether its draft had an id or not."""
-    loop = asyncio.get_running_loop()
-    async with FaultProxy(database) as proxy:
-        fail = False
-
-        def probe(step: str) -> None:
-            nonlocal fail
-            if fail and step == "commit":
-                fail = False
-                frozen = threading.Event()
-
-                def freeze() -> None:
-                    proxy.freeze("up" if lost == "the order" else "down")
-                    frozen.set()
-
-                loop.call_soon_threadsafe(freeze)
-                assert frozen.wait(DEADLINE_S)
-
-        async with opened(proxy.url, probe=probe) as store:
-            await store.append([draft(data=0)], now_ms=NOW_MS)
-            busy = "SELECT 1 FROM pg_stat_activity WHERE state = 'idle in transaction' AND datname = current_database()"
-            count = "SELECT position FROM synckit.events"
-            fail = True
-            task = asyncio.create_task(store.append([draft(data=1), draft(data=2)], now_ms=NOW_MS))
-
-            async def stuck() -> bool:
-                if lost == "the order":
-                    return not fail and bool(await run_sql(database, busy))
-                return len(await run_sql(database, count)) == 3
-
-            await until(stuck, "it hangs in its commit")
-            proxy.cut()
-            proxy.heal()
-            if lost == "the order":
-                with pytest.raises(StoreUnavailable):
-                    await task
-                result = await store.append([draft(data=1), draft(data=2)], now_ms=NOW_MS)
-            else:
-                result = await task
-            assert [each.position for each in result.appended] == [2, 3]
-            assert [each.event.data for each in await audit(store)] == [0, 1, 2]
-
-
-async def test_a_connection_that_is_lost_between_two_commits_is_made_anew(database: str) -> None:
-    """Nothing was asked of it, so nobody notices: neither writers nor readers."""
-    async with opened(database) as store:
-        first = (await store.append([draft()], now_ms=NOW_MS)).appended[0].event
-        ours = "FROM pg_stat_activity WHERE application_name = 'synckit-streams' AND datname = current_database()"
-        await run_sql(database, f"SELECT pg_terminate_backend(pid) {ours}")
-        second = (await store.append([draft()], now_ms=NOW_MS)).appended[0].event
-        assert (second.origin, second.seq) == (first.origin, 2)
-        await run_sql(database, f"SELECT pg_terminate_backend(pid) {ours}")
-        assert len(await audit(store)) == 2
-    assert await run_sql(database, f"SELECT 1 {ours}") == [], "a close leaves no connection"
-
-
-@pytest.mark.parametrize("seed", range(3))
-async def test_cancelled_callers_leave_no_connection_behind(database: str, seed: int) -> None:
-    """Reads, writes and transactions that are cancelled at any await: no more connections than there may be, none of
-    them in a transaction, and the store goes on."""
-    dice = random.Random(seed)
-    async with opened(database) as store:
-
-        async def effect() -> None:
-            async with store.transaction() as tx:
-                await tx.set_offset("x", Offset(store.id, 1))
-
-        calls: list[Callable[[], Awaitable[Any]]] = [
-            effect,
-            lambda: store.append([draft(), draft()], now_ms=NOW_MS),
-            lambda: store.log(after=None, limit=5),
-            lambda: store.summary("orders"),
-        ]
-        for _ in range(100):
-            tasks = [asyncio.ensure_future(dice.choice(calls)()) for _ in range(dice.randint(1, 9))]
-            for _ in range(dice.randint(0, 20)):
-                await asyncio.sleep(0)
-            for task in dice.sample(tasks, dice.randint(1, len(tasks))):
-                task.cancel()
-            for outcome in await asyncio.gather(*tasks, return_exceptions=True):
-                assert not isinstance(outcome, Exception), outcome
-        await asyncio.wait_for(store.append([draft()], now_ms=NOW_MS), DEADLINE_S)
-        assert len(await audit(store)) % 2 == 1
-        states = await run_sql(
-            database,
-            "SELECT state FROM pg_stat_activity WHERE application_name = 'synckit-streams' "
-            "AND datname = current_database()",
-        )
-        assert len(states) <= READERS_MAX + 2
-        assert {row["state"] for row in states} == {"idle"}
-
-
-async def test_a_transaction_of_ones_own_goes_with_its_connection(database: str) -> None:
-    """All or nothing, and the error says that it can be tried again."""
-    async with opened(database) as store:
-
-        async def effect() -> None:
-            async with store.transaction() as tx:
-                await tx.set_offset("x", Offset(store.id, 1))
-                await tx.execute("SELECT pg_terminate_backend(pg_backend_pid())")
-
-        with pytest.raises(StoreUnavailable):
-            await effect()
-        assert await store.offset("x") is None
-        async with store.transaction() as tx:
-            await tx.set_offset("x", Offset(store.id, 2))
-        assert await store.offset("x") == Offset(store.id, 2)
-
-
-async def append_until_it_works(store: EventStore, drafts: list[Draft]) -> Any:
-    """As a caller would: again while the server is away."""
-    limit = time.monotonic() + DEADLINE_S
-    while True:
-        try:
-            return await store.append(drafts, now_ms=NOW_MS)
-        except StoreUnavailable:
-            assert time.monotonic() < limit
-            await asyncio.sleep(0.05)
-
-
-@pytest.mark.parametrize("seed", range(3))
-async def test_kill_9_of_the_server_loses_nothing_acknowledged(postgres_server: PostgresServer, seed: int) -> None:
-    """Callers go on when it is back: each draft is there once, those with an id whatever was answered; nothing by
-    half. A server that was down may have been put back, so they go on under a new origin."""
-    dice = random.Random(seed)
-    async with opened(postgres_server.url) as store:
-        acknowledged: list[str] = []
-        stop = asyncio.Event()
-
-        async def write(caller: int) -> None:
-            for number in range(100_000):
-                if stop.is_set():
-                    return
-                call = f"{caller}/{number}"
-                drafts = [draft(f"o-{number % 3}", call, id=f"{call}/{part}") for part in range(2)]
-                await append_until_it_works(store, drafts)
-                acknowledged.append(call)
-
-        writers = asyncio.gather(*(write(caller) for caller in range(3)))
-        for kills in range(3):
-            wanted = len(acknowledged) + dice.randint(3, 20)
-
-            async def written(wanted: int = wanted) -> bool:
-                return len(acknowledged) >= wanted or writers.done()
-
-            await until(written, f"they write, {kills} kills")
-            await asyncio.to_thread(postgres_server.kill)
-            await asyncio.to_thread(postgres_server.start)
-        stop.set()
-        await writers
-        log = await audit(store)
-        calls = Counter(each.event.data for each in log)
-        assert set(calls.values()) <= {2}, "half a call, or one twice"
-        assert set(acknowledged) <= set(calls)
-        assert len({each.event.origin for each in log}) == 4
-    async with opened(postgres_server.url) as store:
-        assert await audit(store) == log
-
-
-@pytest.mark.parametrize("seed", range(6))
-async def test_kill_9_of_a_writing_process_loses_nothing_acknowledged(database: str, seed: int) -> None:
-    """At a random moment, again and again on one store: what was acknowledged is there, nothing is there by half, and
-    since the server was there all the time, the next process goes on under the same origin."""
-    dice = random.Random(seed)
-    acknowledged: set[str] = set()
-    for life in range(2):
-        process = child("asyncio.run(write_for_ever(sys.argv[1], int(sys.argv[2])))", database, life)
-        try:
-            for _ in range(dice.randint(1, 60)):
-                acknowledged.update(json.loads(line(process)))
-            moment = time.monotonic() + dice.random() * 0.01
-            while time.monotonic() < moment:
-                pass
-            os.kill(process.pid, signal.SIGKILL)
-            assert process.stdout is not None
-            for rest in process.stdout:  # what it had still acknowledged
-                if rest.endswith("\n"):
-                    acknowledged.update(json.loads(rest))
-        finally:
-            end(process)
+@pytest.mark.parametrize("taken", [True, False])
+async def test_a_process_that_was_stopped_past_its_lease(database: str, taken: bool) -> None:
+    """If another one has it meanwhile, its commit is refused; if nobody has, there is no harm in it."""
+    process = child("asyncio.run(commit_late(sys.argv[1], 'late', 30.0))", database)
+    try:
+        assert await asyncio.to_thread(line, process) == "in the middle"
+        os.kill(process.pid, signal.SIGSTOP)
         async with opened(database) as store:
-            log = await audit(store)
-            ids = {each.event.id for each in log}
-            assert acknowledged <= ids, f"seed {seed}: {len(acknowledged - ids)} acknowledged events are lost"
-            calls = Counter(each.event.data["call"] for each in log if each.event.type == "pair")
-            assert set(calls.values()) <= {2}, f"seed {seed}: half a call"
-            offset = await store.offset("link")
-            received = [each.event.seq for each in log if each.event.origin == f"peer@{life}"]
-            assert not received or (offset is not None and offset.position == len(received)), f"seed {seed}"
-            assert received == list(range(1, len(received) + 1))
-            assert len({each.event.origin for each in log if each.event.origin.startswith("writer@")}) <= 1
+            expired = "SELECT 1 FROM synckit.leases WHERE until <= clock_timestamp()"
+            await until(lambda: run_sql(database, expired), "the lease runs out")
+            if taken:
+                lease = await store.lease("lane-1", "prompt", ttl_s=60.0)
+                assert lease is not None
+                async with store.transaction(lease) as tx:
+                    await tx.set_offset("prompt", Offset(store.id, 1))
+            os.kill(process.pid, signal.SIGCONT)
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+            assert await asyncio.to_thread(line, process) == ("LeaseLost" if taken else "committed")
+            assert set(await store.offsets()) == ({"prompt"} if taken else {"late"})
+    finally:
+        end(process)
+
+
+async def test_a_process_that_was_stopped_in_its_transaction_keeps_nobody_out_for_long(database: str) -> None:
+    """Whoever takes its lease over needs its consumer too, which it holds until the server ends its transaction."""
+    process = child("asyncio.run(commit_late(sys.argv[1], 'lane-1', 0.5))", database)
+    try:
+        assert await asyncio.to_thread(line, process) == "in the middle"
+        os.kill(process.pid, signal.SIGSTOP)
+        async with opened(database) as store:
+
+            async def take() -> Any:
+                return await store.lease("lane-1", "prompt", ttl_s=60.0)
+
+            await until(take, "the lease runs out")
+            lease = await take()
+            async with store.transaction(lease) as tx:
+                assert await tx.offset("lane-1") is None
+                await tx.set_offset("lane-1", Offset(store.id, 2))
+            os.kill(process.pid, signal.SIGCONT)
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+            assert await asyncio.to_thread(line, process) == "StoreUnavailable"
+            assert await store.offset("lane-1") == Offset(store.id, 2)
+    finally:
+        end(process)
+
+
+async def test_a_lease_is_not_taken_in_the_middle_of_a_commit(database: str) -> None:
+    """Whoever asks for one that has run out waits for the commit under it."""
+    loop = asyncio.get_running_loop()
+    reached, go_on = asyncio.Event(), threading.Event()
+    hold = False
+
+    def probe(step: str) -> None:
+        if hold and step == "commit":
+            loop.call_soon_threadsafe(reached.set)
+            assert go_on.wait(DEADLINE_S)
+
+    async with opened(database, probe=probe) as slow, opened(database) as quick:
+        lease = await slow.lease("lane-1", "slow", ttl_s=0.01)
+
+        async def commit() -> None:
+            async with slow.transaction(lease) as tx:
+                await tx.set_offset("lane-1", Offset(slow.id, 1))
+
+        hold = True
+        first = asyncio.create_task(commit())
+        await asyncio.wait_for(reached.wait(), DEADLINE_S)
+        expired = "SELECT 1 FROM synckit.leases WHERE until <= clock_timestamp()"
+        await until(lambda: run_sql(database, expired), "the lease runs out")
+        second = asyncio.create_task(quick.lease("lane-1", "quick", ttl_s=60.0))
+        waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        await until(lambda: run_sql(database, waiting), "the second one waits")
+        hold = False
+        go_on.set()
+        await first
+        assert (await second) is not None
+        assert await quick.offset("lane-1") == Offset(slow.id, 1)

@@ -31,7 +31,16 @@ from synckit_streams.errors import (
 )
 from synckit_streams.stores import sqlite_schema as schema
 from synckit_streams.stores.sqlite import SqliteStore
-from synckit_streams.testing.store_contract import NOW_MS, StoreContract, Writer, arrivals, audit, draft, opening
+from synckit_streams.testing.store_contract import (
+    NOW_MS,
+    StoreContract,
+    Writer,
+    arrivals,
+    audit,
+    draft,
+    opening,
+)
+from tests.stores.disks import remount
 from tests.stores.media import SqliteMedia
 from tests.stores.processes import child, end, line
 
@@ -50,6 +59,7 @@ class TestSqliteStoreInOneThread(StoreContract):
     """The same where a simulation wants no threads, and the index by aggregate is brought up to date all the time."""
 
     histories = 5
+    test_two_event_loops = None  # type: ignore[assignment]  # who has one thread has one loop
 
     @pytest.fixture
     def media(self, tmp_path: Path) -> SqliteMedia:
@@ -299,6 +309,47 @@ async def test_a_full_disk_is_an_error_that_passes(tmp_path: Path) -> None:
     async with opened(SqliteStore(f"sqlite:///{path}")) as store:
         result = await store.append([draft()], now_ms=NOW_MS)
         assert result.appended[0].event.origin == first.origin
+
+
+async def test_a_disk_that_fills_up(small_disk: Path) -> None:
+    """A real one: whatever else fills it, the write-ahead log included, what was acknowledged is there."""
+    written: list[int] = []
+    async with opened(SqliteStore(f"sqlite:///{small_disk}/till.db")) as store:
+
+        async def fill() -> None:
+            for number in range(10_000):
+                await store.append([draft(data=[number, "x" * 2000])], now_ms=NOW_MS)
+                written.append(number)
+
+        filler = small_disk / "filler"
+        for free in (200_000, 50_000, 0):
+            filler.write_bytes(b"x" * max(shutil.disk_usage(small_disk).free - 300_000 - free, 0))
+            with pytest.raises(StoreFull, match="free some space"):
+                await fill()
+            assert [each.event.data[0] for each in await audit(store)] == written
+            filler.unlink()
+            await store.append([draft(data=[-len(written), ""])], now_ms=NOW_MS)
+            written.append(-len(written))
+    async with opened(SqliteStore(f"sqlite:///{small_disk}/till.db")) as store:
+        assert [each.event.data[0] for each in await audit(store)] == written
+
+
+async def test_a_file_system_that_cannot_be_written(small_disk: Path) -> None:
+    """It says so, makes nothing, and whoever only reads can."""
+    url = f"sqlite:///{small_disk}/till.db"
+    async with opened(SqliteStore(url)) as store:
+        await store.append([draft()], now_ms=NOW_MS)
+    remount(small_disk, "ro")
+    for name in ("till", "new"):
+        with pytest.raises(StoreError, match="Read-only file system"):
+            await SqliteStore(f"sqlite:///{small_disk}/{name}.db").open(opening("till-7"))
+    assert not (small_disk / "new.db").exists()
+    async with opened(SqliteStore(url, read_only=True)) as store:
+        assert len(await audit(store)) == 1
+    remount(small_disk, "rw")
+    async with opened(SqliteStore(url)) as store:
+        await store.append([draft()], now_ms=NOW_MS)
+        await audit(store)
 
 
 async def test_a_lock_held_by_another_program_is_busy_and_passes(tmp_path: Path) -> None:

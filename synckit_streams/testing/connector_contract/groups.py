@@ -418,6 +418,28 @@ class Groups(Bench):
 
     # ------------------------------------------------------------------------------------------------------- progress
 
+    async def test_a_group_is_settled_when_all_of_it_is_acknowledged(self, factory: Factory, topic: str) -> None:
+        """By whomever: also while another member has the last message, or has left it."""
+        async with opened(factory) as connector, opened(factory) as other:
+            if await refuses(connector, topic):
+                return
+            async with joined(connector, topic) as member:
+                assert await member.settled()
+                await connector.send(topic, [message("same", body=b"%d" % number) for number in range(10)])
+                assert not await member.settled()
+                got = await take(member, 10)
+                assert not await member.settled()
+                await member.ack(got[1:])
+                assert not await member.settled()
+            async with joined(connector, topic) as member, joined(other, topic) as beside:
+                assert not await beside.settled()
+                done: list[bytes] = []
+                await together(work(member, done, 1), work(beside, done, 1))
+                assert done[0] == got[0].message.body
+                await settled(connector, topic, 10)
+                assert await member.settled()
+                assert await beside.settled()
+
     async def test_progress_is_what_is_acknowledged_without_a_hole(self, factory: Factory, topic: str) -> None:
         """A later message that is done does not hide an earlier one that is not."""
         async with opened(factory) as connector:

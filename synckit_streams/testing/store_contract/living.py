@@ -112,6 +112,27 @@ class Living(Bench):
             assert sorted((each for mine in results for each in mine), key=lambda each: each.position) == log
             assert [each.event.seq for each in log] == list(range(1, 501))
 
+    async def test_two_event_loops(self, opened: Any) -> None:
+        """Callers on another thread's loop write, read, project and are woken beside those of the first."""
+        async with opened() as store:
+
+            async def use(name: str) -> None:
+                await asyncio.wait_for(work(name), 60)
+
+            async def work(name: str) -> None:
+                woken = asyncio.create_task(anext(store.watch()))
+                for at in range(20):
+                    result = await store.append([draft(name, at)], now_ms=NOW_MS)
+                    async with store.transaction() as tx:
+                        await tx.set_offset(name, Offset(store.id, at + 1))
+                    assert [each.event.data for each in result.appended] == [at]
+                    assert (await store.offset(name)) == Offset(store.id, at + 1)
+                    assert [event.data for event in await store.aggregate("orders", name)] == list(range(at + 1))
+                await woken
+
+            await asyncio.gather(use("here"), asyncio.to_thread(asyncio.run, use("there")))
+            assert len(await read(store)) == 40
+
     async def test_callers_of_one_commit_keep_their_own_trace(self, opened: Any) -> None:
         """Neighbours that are written together say each what its caller said: its trace, several events, or none."""
         traces = ["", "00-a", "00-a", "00-b", "", "00-b"]

@@ -136,6 +136,9 @@ class Looking(Bench):
             with pytest.raises(StoreError, match="reading only"):
                 async with look.transaction():
                     pass
+            if look.features.leases:
+                with pytest.raises(StoreError, match="reading only"):
+                    await look.lease("work", "somebody", ttl_s=1)
             async with opened() as store:
                 second = (await store.append([draft()], now_ms=NOW_MS)).appended[0].event
                 assert list(store.nodes) == ["a"]
