@@ -25,6 +25,7 @@ SyncKitError(code, retryable, hint)
 │  ├─ SchemaNewer SK309         written by a newer version of this library
 │  ├─ StoreUnavailable SK310    the store's server cannot be reached (retryable)
 │  ├─ StoreDenied SK311         the store's server does not let us in, or not write
+│  ├─ StoreMissing SK312        there is no store to read from
 │  └─ LeaseLost SK313           somebody else has taken what the commit needed
 ├─ ConnectorError SK400         the broker or the way to it
 │  ├─ Unavailable SK401         cannot be reached (retryable)
@@ -221,6 +222,13 @@ class StoreDenied(StoreError):
 
     code = "SK311"
     default_hint = "check the URL, and what the user may do"
+
+
+class StoreMissing(StoreError):
+    """Opened for reading only, and there is no store at this place."""
+
+    code = "SK312"
+    default_hint = "check the URL; a node makes its store when it first opens it"
 
 
 class LeaseLost(StoreError):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import uuid
+from collections.abc import Iterator
+from urllib.parse import urlsplit, urlunsplit
 
 import hypothesis
 import pytest
@@ -22,6 +25,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if {"nats_server", "nats_url", "own_nats_url"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.nats)
+
+
+@pytest.fixture
+def database(postgres_url: str) -> Iterator[str]:
+    """The URL of a PostgreSQL database of this test's own."""
+    from tests.stores.media import asked, run_sql  # most tests need no driver
+
+    name = f"test_{uuid.uuid4().hex}"
+    asked(run_sql(postgres_url, f"CREATE DATABASE {name}"))
+    yield urlunsplit(urlsplit(postgres_url)._replace(path=f"/{name}"))
+    asked(run_sql(postgres_url, f"DROP DATABASE {name} WITH (FORCE)"))
 
 
 STAND_IN_LACKS = {

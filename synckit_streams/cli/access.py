@@ -5,20 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-import sqlite3
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, Protocol
-from urllib.parse import urlsplit, urlunsplit
+from typing import Annotated, Any, Protocol
 
 import typer
 from rich.markup import escape
 
 from synckit_streams.cli.terminal import note
-from synckit_streams.errors import ConfigError, StoreInUse
+from synckit_streams.errors import ConfigError, StoreInUse, StoreMissing
 from synckit_streams.model.event import Draft
-from synckit_streams.ports.store import Opening
+from synckit_streams.ports.store import EventStore, Opening
 from synckit_streams.ports.telemetry import Observer
 from synckit_streams.runtime.door import append_counted
 from synckit_streams.runtime.errand import Receipt
@@ -28,12 +26,12 @@ from synckit_streams.runtime.registry import connector_for, store_for
 from synckit_streams.runtime.result import SyncResult
 from synckit_streams.runtime.visitor import Visitor
 from synckit_streams.stores.sqlite import SqliteStore
-from synckit_streams.stores.sqlite_schema import translate
 
 KNOCK_S = 3.0
 """How long to wait for a node that has the file and opens no door: it may just be opening, or closing."""
 
 StoreUrl = Annotated[str, typer.Option("--store", metavar="URL", help="The node's store, e.g. sqlite:///till.db")]
+StoreArgument = Annotated[str, typer.Argument(metavar="STORE_URL", help="A store, e.g. sqlite:///till.db")]
 NodeName = Annotated[
     str | None,
     typer.Option(
@@ -49,20 +47,9 @@ ConnectorUrl = Annotated[
 ]
 
 
-class Identity(NamedTuple):
-    """Who a store belongs to, as it remembers it; "" before its first node, or its first write."""
-
-    node: str
-    origin: str
-
-
-def identity_of(store: SqliteStore) -> Identity:
-    """Of an open store."""
-    try:
-        meta = dict(store.writer.execute("SELECT name, value FROM meta WHERE name IN ('node', 'origin')"))
-    except sqlite3.Error as error:
-        raise translate(error, store.path) from error
-    return Identity(str(meta.get("node", "")), str(meta.get("origin", "")))
+def node_of_store(store: EventStore) -> str:
+    """The node that has an open store, or had it last; "" before its first."""
+    return store.nodes[-1] if store.nodes else ""
 
 
 def file_of(url: str) -> Path | None:
@@ -76,42 +63,52 @@ def file_of(url: str) -> Path | None:
 
 def shown(url: str) -> str:
     """A store's URL for a message: without user, password and options."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return url.partition(":")[0]
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment=""))
+    scheme, colon, rest = url.partition("#")[0].partition("?")[0].partition("://")
+    return f"{scheme}{colon}{rest if scheme.lower() == 'sqlite' else rest.rpartition('@')[2]}"
 
 
 @asynccontextmanager
-async def reading(url: str) -> AsyncIterator[SqliteStore]:
+async def reading(url: str) -> AsyncIterator[EventStore]:
     """A store, to be read: also while a node writes it, and without taking anything from it.
 
     Raises:
-        StoreError: there is no such file, or it is not a store.
-        ConfigError: a store that only its own process can read.
+        StoreMissing: there is no such store.
+        StoreError: what is there is no store, or cannot be reached.
+        ConfigError: not the URL of a store, or one that only its own process can read.
     """
-    if file_of(url) is None:
-        store_for(url)  # a wrong URL has an error of its own
-        raise ConfigError(
-            f"this command reads SQLite stores, which {shown(url)} is not",
-            hint="--store sqlite:///FILE; a PostgreSQL store can be read with psql: docs/reference/postgres-schema.md",
-        )
-    store = SqliteStore(url, read_only=True)
-    await store.open(Opening(node="reader", topics=(), dice=os.urandom))
+    store = store_for(url, read_only=True)
+    await store.open(Opening(node="reader", topics=None, dice=os.urandom))
     try:
         yield store
     finally:
         await store.close()
 
 
-async def remembered(url: str) -> Identity:
-    """Who a store belongs to; nobody when it does not exist yet."""
+async def check_closed(url: str) -> None:
+    """That no node has the store open, as far as it says so itself.
+
+    Raises:
+        StoreInUse: one has.
+    """
     path = file_of(url)
-    if path is None or not path.exists() or not path.stat().st_size:
-        return Identity("", "")
-    async with reading(url) as store:
-        return identity_of(store)
+    visitor = await Visitor.knock(path) if path is not None else None
+    if visitor is not None:
+        async with visitor:
+            about = await visitor.about()
+        raise StoreInUse(
+            f"{path} is open as the node {about.node!r} (process {about.process})", hint="close that node first"
+        )
+
+
+async def remembered(url: str) -> str:
+    """The node that a store belongs to; "" when there is none yet, or no store."""
+    if url.lower().startswith("memory:"):
+        return ""
+    try:
+        async with reading(url) as store:
+            return node_of_store(store)
+    except StoreMissing:
+        return ""
 
 
 class Writer(Protocol):
@@ -207,12 +204,12 @@ async def _take(
         StoreInUse: another process has it, and does not let us in.
     """
     path = file_of(url)
-    if path is None and not node and not url.lower().startswith("memory:"):
-        # A name that is drawn would take the store over from the node whose it is.
-        raise ConfigError(f"whose is {shown(url)}?", hint="say --node ID")
     deadline = asyncio.get_running_loop().time() + KNOCK_S
     while True:
-        known = (await remembered(url)).node
+        known = await remembered(url)
+        if path is None and not node and not known and not url.lower().startswith("memory:"):
+            # All processes of a node share such a store: what is drawn here the next one would not know.
+            raise ConfigError(f"whose is {shown(url)}?", hint="say --node ID")
         node_id = node or known or _draw_node_id()
         try:
             opened = SyncNode(node_id, store=url, **settings)

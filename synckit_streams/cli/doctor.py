@@ -22,15 +22,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from synckit_streams.cli.access import ConnectorUrl, identity_of, reading, shown
+from synckit_streams.cli.access import ConnectorUrl, file_of, node_of_store, reading, shown
 from synckit_streams.cli.terminal import JsonFlag, carry_out, plain_markup, plural, progress, results, show_json
 from synckit_streams.errors import SyncKitError
 from synckit_streams.model.codec import DIGEST_MODULUS, event_hash
 from synckit_streams.model.event import Offset
+from synckit_streams.ports.store import EventStore
 from synckit_streams.runtime.link import link_name
 from synckit_streams.runtime.registry import connector_for
-from synckit_streams.stores.sqlite import SqliteStore
-from synckit_streams.stores.sqlite_schema import SCHEMA_VERSION
 from synckit_streams.testing.brokers import find_binary, find_redis
 
 PAGE_EVENTS = 1_000
@@ -187,30 +186,26 @@ async def _store(url: str, *, quiet: bool) -> list[Check]:
     checks: list[Check] = []
     try:
         async with reading(url) as store:
-            identity = identity_of(store)
-            (version,) = store.writer.execute("PRAGMA user_version").fetchone()
-            detail = f"node {identity.node or '-'}, schema {version} of {SCHEMA_VERSION}"
-            checks.append(Check("store", str(store.path), State.OK, detail))
-            checks.append(_pages(store))
+            checks.append(Check("store", store.name, State.OK, f"node {node_of_store(store) or '-'}, log {store.id}"))
+            checks.append(await _pages(store))
             checks.append(await _sums(store, quiet=quiet))
-            checks.append(_space(store.path))
+            path = file_of(url)
+            if path is not None:
+                checks.append(_space(path))
     except SyncKitError as error:
         checks.append(Check("store", shown(url), State.FAILED, f"{error.code} {error.message}", error.hint))
     return checks
 
 
-def _pages(store: SqliteStore) -> Check:
-    try:
-        said = [row[0] for row in store.writer.execute("PRAGMA quick_check(5)")]
-    except sqlite3.Error as error:
-        said = [str(error)]
-    if said == ["ok"]:
-        return Check("store", "pages", State.OK, "SQLite finds no damage")
+async def _pages(store: EventStore) -> Check:
+    said = await store.damage()
+    if not said:
+        return Check("store", "pages", State.OK, "no damage found")
     hint = "restore a backup under a new path, or start empty and sync: the peers hold what was sent"
     return Check("store", "pages", State.FAILED, "; ".join(said), hint)
 
 
-async def _sums(store: SqliteStore, *, quiet: bool) -> Check:
+async def _sums(store: EventStore, *, quiet: bool) -> Check:
     """Every event hashed anew, against the sums that were kept when it was written."""
     while True:
         end = await store.end()

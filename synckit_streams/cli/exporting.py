@@ -17,7 +17,7 @@ from synckit_streams.errors import ConfigError, Invalid
 from synckit_streams.model.cloudevent import to_structured
 from synckit_streams.model.codec import event_hash
 from synckit_streams.model.event import Offset, Stored
-from synckit_streams.stores.sqlite import SqliteStore
+from synckit_streams.ports.store import EventStore
 
 PAGE_EVENTS = 1_000
 
@@ -71,7 +71,7 @@ def export(
     carry_out(work, json=json)
 
 
-async def pages(store: SqliteStore, topic: str | None, end: int) -> AsyncIterator[list[Stored]]:
+async def pages(store: EventStore, topic: str | None, end: int) -> AsyncIterator[list[Stored]]:
     """The log up to a position, page by page."""
     after: Offset | None = None
     while page := [each for each in await store.log(topic, after=after, limit=PAGE_EVENTS) if each.position <= end]:

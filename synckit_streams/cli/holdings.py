@@ -6,11 +6,10 @@ import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
-from pathlib import Path
 
 import msgspec
 
-from synckit_streams.cli.access import identity_of
+from synckit_streams.cli.access import file_of, node_of_store
 from synckit_streams.cli.terminal import progress
 from synckit_streams.errors import FrameMalformed, SyncKitError
 from synckit_streams.model.event import Offset
@@ -21,7 +20,6 @@ from synckit_streams.ports.store import EventStore
 from synckit_streams.runtime.link import link_name
 from synckit_streams.runtime.registry import connector_for
 from synckit_streams.runtime.visitor import Visitor
-from synckit_streams.stores.sqlite import SqliteStore
 from synckit_streams.sync.conflict import conflict_of
 from synckit_streams.sync.protocol import digest_from_bytes
 from synckit_streams.sync.replica import checksum
@@ -134,8 +132,8 @@ class Status(msgspec.Struct, frozen=True):
         node: The node id; "" if no node has opened the store yet.
         origin: Under what it last numbered its events.
         store: Identity of the log.
-        file: Where it is.
-        file_bytes: Its size, with its journal.
+        where: Its path, or its URL without user and password.
+        size_bytes: How much room it takes; 0 if nobody can say.
         running: Process id of the node that has it open just now, if it says so.
         topics: By name.
         quarantined: Arrivals that were set aside.
@@ -147,8 +145,8 @@ class Status(msgspec.Struct, frozen=True):
     node: str
     origin: str
     store: str
-    file: str
-    file_bytes: int
+    where: str
+    size_bytes: int
     running: int | None
     topics: dict[str, TopicStatus]
     quarantined: int
@@ -157,16 +155,17 @@ class Status(msgspec.Struct, frozen=True):
     broker: BrokerStatus | None
 
 
-async def gather(store: SqliteStore, connector: str | None, *, group: str = "", quiet: bool) -> Status:
+async def gather(store: EventStore, url: str, connector: str | None, *, group: str = "", quiet: bool) -> Status:
     """Look at everything.
 
     Args:
         store: Open for reading.
+        url: Of the store.
         connector: URL of the broker to ask as well.
         group: Name of a consumer group to ask it about.
         quiet: Show no progress.
     """
-    identity = identity_of(store)
+    node = node_of_store(store)
     offsets = await store.offsets()
     topics: dict[str, TopicStatus] = {}
     seen: dict[str, tuple[Seen, str]] = {}
@@ -177,17 +176,17 @@ async def gather(store: SqliteStore, connector: str | None, *, group: str = "", 
             topics[topic], held = await _topic(store, topic, heads)
             seen[topic] = (held, topics[topic].digest)
     return Status(
-        node=identity.node,
-        origin=identity.origin,
+        node=node,
+        origin=store.origin,
         store=store.id,
-        file=str(store.path),
-        file_bytes=sum(_size(store.path.with_name(store.path.name + suffix)) for suffix in ("", "-wal")),
-        running=await _running(store.path),
+        where=store.name,
+        size_bytes=await store.size_bytes(),
+        running=await _running(url),
         topics=topics,
         quarantined=await _quarantined(store),
         alarms=tuple([_alarm(each) for each in await store.alarms()]),
         offsets={who: at.position for who, at in offsets.items()},
-        broker=await _broker(connector, identity.node, offsets, seen, group) if connector else None,
+        broker=await _broker(connector, node, offsets, seen, group) if connector else None,
     )
 
 
@@ -200,15 +199,9 @@ def _time(at_ms: int) -> str:
     return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
-
-
-async def _running(path: Path) -> int | None:
-    visitor = await Visitor.knock(path)
+async def _running(url: str) -> int | None:
+    path = file_of(url)
+    visitor = await Visitor.knock(path) if path is not None else None
     if visitor is None:
         return None
     async with visitor:
@@ -217,7 +210,7 @@ async def _running(path: Path) -> int | None:
     return None
 
 
-async def _quarantined(store: SqliteStore) -> int:
+async def _quarantined(store: EventStore) -> int:
     total = after = 0
     while page := await store.quarantine(after=after, limit=PAGE_EVENTS):
         after = page[-1].position
@@ -250,7 +243,7 @@ async def heads_by_aggregate(store: EventStore, topic: str, advance: Callable[[f
     return heads
 
 
-async def _topic(store: SqliteStore, topic: str, heads: Heads) -> tuple[TopicStatus, Seen]:
+async def _topic(store: EventStore, topic: str, heads: Heads) -> tuple[TopicStatus, Seen]:
     conflicting = [
         aggregate_id
         for aggregate_id in sorted(name for name, found in heads.items() if len(found) > 1)

@@ -15,7 +15,7 @@ from synckit_streams.cli.access import StoreUrl, reading
 from synckit_streams.cli.terminal import JsonFlag, carry_out, plain, results, show_json
 from synckit_streams.errors import PayloadUndecodable
 from synckit_streams.model.event import Event, Offset, Stored
-from synckit_streams.stores.sqlite import SqliteStore
+from synckit_streams.ports.store import EventStore
 
 POLL_S = 0.2
 PAGE_EVENTS = 1_000
@@ -59,7 +59,7 @@ def log(
     carry_out(work, json=json)
 
 
-async def _before_last(store: SqliteStore, topic: str | None, count: int) -> Offset | None:
+async def _before_last(store: EventStore, topic: str | None, count: int) -> Offset | None:
     """Where to begin so that the last so many events follow; None is the beginning."""
     end = await store.end()
     window = count

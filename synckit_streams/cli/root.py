@@ -22,6 +22,10 @@ COMMANDS = (
     ("log", "synckit_streams.cli.log", "log"),
     ("sync", "synckit_streams.cli.syncing", "sync"),
     ("status", "synckit_streams.cli.status", "status"),
+    ("migrate", "synckit_streams.cli.migrating", "migrate"),
+    ("backup", "synckit_streams.cli.backing", "backup"),
+    ("restore", "synckit_streams.cli.backing", "restore"),
+    ("verify", "synckit_streams.cli.verifying", "verify"),
     ("simulate", "synckit_streams.cli.simulate", "simulate"),
     ("doctor", "synckit_streams.cli.doctor", "doctor"),
 )

@@ -37,7 +37,7 @@ def status(
 
     async def work() -> None:
         async with reading(store) as opened:
-            found = await gather(opened, connector, group=group, quiet=json)
+            found = await gather(opened, store, connector, group=group, quiet=json)
         if json:
             show_json(found)
         else:
@@ -50,7 +50,8 @@ def _print(console: Console, found: Status) -> None:
     running = f", open in process {found.running}" if found.running else ""
     node, origin = plain_markup(found.node) or "no node yet", plain_markup(found.origin) or "-"
     console.print(f"[bold]{node}[/bold]  [dim]writes as[/dim] {origin}")
-    console.print(f"[dim]{plain_markup(found.file)}, {found.file_bytes / 1e6:,.1f} MB{running}[/dim]", soft_wrap=True)
+    size = f", {found.size_bytes / 1e6:,.1f} MB" if found.size_bytes else ""
+    console.print(f"[dim]{plain_markup(found.where)}{size}{running}[/dim]", soft_wrap=True)
     if not found.topics:
         console.print("\nThe store is empty.")
     else:

@@ -23,7 +23,7 @@ from synckit_streams.cli.terminal import (
     show_json,
     working,
 )
-from synckit_streams.errors import ConfigError, SyncKitError
+from synckit_streams.errors import ConfigError, StoreMissing, SyncKitError
 from synckit_streams.model.seen import Intervals, count
 from synckit_streams.ports.telemetry import Detail, Link, Published, Received
 from synckit_streams.runtime.result import SyncResult
@@ -110,11 +110,13 @@ def sync(
 
 
 async def _topics_of(store: str) -> Sequence[str]:
-    path = file_of(store)
-    if path is None or not path.exists():
+    if store.lower().startswith("memory:"):
         return ()
-    async with reading(store) as opened:
-        return await opened.topics()
+    try:
+        async with reading(store) as opened:
+            return await opened.topics()
+    except StoreMissing:
+        return ()
 
 
 async def _is_open(store: str) -> bool:

@@ -160,6 +160,10 @@ class Advance:
         """So much of the whole is done."""
         self._progress.update(self._task, completed=done)
 
+    def of(self, done: float, total: float) -> None:
+        """So much is done, of so much."""
+        self._progress.update(self._task, completed=done, total=total)
+
 
 @contextmanager
 def progress(what: str, total: float | None, *, unit: str = "events", quiet: bool = False) -> Iterator[Advance]:

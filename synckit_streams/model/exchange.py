@@ -8,7 +8,7 @@ from typing import NamedTuple
 import msgspec
 
 from synckit_streams.model.clock import Key
-from synckit_streams.model.event import Event, Stored
+from synckit_streams.model.event import Event, Offset, Stored
 from synckit_streams.model.seen import Seen
 
 
@@ -99,6 +99,48 @@ class PlaceRun(NamedTuple):
     origin: str
     first: int
     positions: Sequence[int]
+
+
+class Quarantined(NamedTuple):
+    """One arrival that was set aside.
+
+    Args:
+        position: Ascends in the order in which they were set aside.
+        reason: Why.
+        reader: Where it was read; "" when it did not come from a log.
+        place: The position there.
+        raw: Its bytes.
+        key: Of an event that is refused for good; None when it could not be read.
+    """
+
+    position: int
+    reason: str
+    reader: str
+    place: int
+    raw: bytes
+    key: Key | None = None
+
+
+class Moved(msgspec.Struct, frozen=True, kw_only=True):
+    """What moves from one store to another in one transaction; see `EventStore.adopt`.
+
+    Args:
+        rows: Of the log, in its order, each with its hash.
+        held: Events that wait for a cause, each with its hash.
+        voids: Keys that were declared lost for good.
+        quarantine: What was set aside, in its order; the positions are given anew.
+        runs: Where the events were read.
+        offsets: Where each reader stands, in terms of the new log where it reads that.
+        alarms: What was raised.
+    """
+
+    rows: Sequence[tuple[Stored, bytes]] = ()
+    held: Sequence[tuple[Event, bytes]] = ()
+    voids: Sequence[Key] = ()
+    quarantine: Sequence[Quarantined] = ()
+    runs: Sequence[PlaceRun] = ()
+    offsets: Mapping[str, Offset] = {}
+    alarms: Sequence[Raised] = ()
 
 
 class Reuse(NamedTuple):

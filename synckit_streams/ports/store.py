@@ -15,7 +15,7 @@ import msgspec
 
 from synckit_streams.model.clock import Key
 from synckit_streams.model.event import Draft, Event, Offset, Stored
-from synckit_streams.model.exchange import AppendResult, Arrival, PlaceRun, Raised, Summary
+from synckit_streams.model.exchange import AppendResult, Arrival, Moved, PlaceRun, Quarantined, Raised, Summary
 from synckit_streams.model.seen import Interval
 
 
@@ -62,28 +62,19 @@ class Lease(NamedTuple):
     token: int
 
 
-class Quarantined(NamedTuple):
-    """One arrival that was set aside: why, where it was read, and its bytes."""
-
-    position: int
-    reason: str
-    reader: str
-    place: int
-    raw: bytes
-
-
 class Opening(msgspec.Struct, frozen=True, kw_only=True):
     """Who opens a store, and how.
 
     Args:
         node: The node id.
-        topics: The topics that this node replicates; `after` on any other topic delays nothing.
+        topics: The topics that this node replicates; `after` on any other topic delays nothing. None is every topic:
+            for whoever must not let anything go that a node holds back.
         held_max: How many events may wait for their causes.
         dice: Random bytes; injected so that a simulation replays.
     """
 
     node: str
-    topics: tuple[str, ...]
+    topics: tuple[str, ...] | None
     held_max: int = 10_000
     dice: Callable[[int], bytes]
 
@@ -118,12 +109,20 @@ class Transaction(Protocol):
 class EventStore(Protocol):
     """One node's log. Made by `Class(url, **options)`.
 
+    With the option `read_only=True` it is there to be looked at, also while its node has it open: `open` takes nothing
+    from anybody, makes nothing and leaves nothing behind, the node that it is opened for does not matter, and `append`
+    and `transaction` raise `StoreError`. What is asked is answered as the store stands at that moment.
+
     Every method may raise `StoreBusy`, `StoreFull`, `StoreCorrupt` or `StoreClosed`, and no exception of the driver's.
     """
 
     @property
     def features(self) -> StoreFeatures:
         """What it can do."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in messages: a path, or a URL without user and password."""
 
     @property
     def id(self) -> str:
@@ -136,7 +135,8 @@ class EventStore(Protocol):
 
     @property
     def origin(self) -> str:
-        """Under which origin the next local event is numbered; drawn at the first write after an open."""
+        """Under which origin the next local event is numbered; drawn at the first write after an open. For a reader:
+        under which one the node has written last. "" when there is none yet."""
 
     async def open(self, opening: Opening) -> None:
         """Take the store for a node.
@@ -145,6 +145,7 @@ class EventStore(Protocol):
             StoreInUse: another node has it.
             StoreCorrupt: not a store, or damaged.
             SchemaNewer: written by a newer version.
+            StoreMissing: opened for reading only, and there is no store.
         """
 
     async def close(self) -> None:
@@ -183,6 +184,17 @@ class EventStore(Protocol):
             IdReused, Invalid, TooLarge, CauseUnknown: about the drafts; nothing was written.
         """
 
+    async def adopt(self, moved: Moved) -> AppendResult:
+        """One transaction: take what comes out of another store as it stood there.
+
+        Nothing is judged: rows keep their positions, what was held is held, what was refused is refused. The log comes
+        first, in as many calls as one likes, and what lies beside it last.
+
+        Raises:
+            StoreError: a position is not behind the end of this log, or events are held here already; nothing was
+                written.
+        """
+
     async def log(self, topic: str | None = None, *, after: Offset | None, limit: int) -> Sequence[Stored]:
         """The next page of the log, in commit order.
 
@@ -208,8 +220,14 @@ class EventStore(Protocol):
     async def events(self, topic: str, origin: str, interval: Interval, *, limit: int) -> Sequence[tuple[Event, bytes]]:
         """Events of one origin with their hashes, ascending by `seq`, at most `limit`."""
 
-    async def runs(self, reader: str) -> Sequence[PlaceRun]:
-        """Where this reader read what; oldest first."""
+    async def held(self, *, after: bytes, limit: int) -> Sequence[tuple[Event, bytes]]:
+        """The next page of the events that wait for a cause, with their hashes, by hash; b"" starts."""
+
+    async def voids(self, *, after: Key | None, limit: int) -> Sequence[Key]:
+        """The next page of the keys that were declared lost for good, sorted; None starts."""
+
+    async def runs(self, reader: str | None) -> Sequence[PlaceRun]:
+        """Where this reader read what, oldest first; None is every reader, one after another."""
 
     async def offset(self, consumer: str) -> Offset | None:
         """Where a consumer stands; None if it never read."""
@@ -222,6 +240,13 @@ class EventStore(Protocol):
 
     async def alarms(self) -> Sequence[Raised]:
         """What was raised, the last one first."""
+
+    async def size_bytes(self) -> int:
+        """How much room it takes; 0 if nobody can say."""
+
+    async def damage(self) -> Sequence[str]:
+        """What the medium itself finds wrong, in its own words: a page that cannot be read, an index that disagrees
+        with its table. Empty if it finds nothing. May take as long as reading everything."""
 
     def transaction(self, lease: Lease | None = None) -> AbstractAsyncContextManager[Transaction]:
         """A transaction of its own; it commits when the block ends, and rolls back when it raises.

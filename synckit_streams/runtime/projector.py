@@ -33,6 +33,8 @@ from synckit_streams.runtime.paging import PageSize
 from synckit_streams.sync.conflict import ConflictResolver, conflict_of, resolve
 
 PAGE_EVENTS = 1_000
+CONSUMER = "projection|"
+"""Before a projection's name: the consumer under which the store keeps its offset."""
 
 
 class Projector:
@@ -78,7 +80,7 @@ class Projector:
         """One page and its offset, in one transaction; how many were wanted, and whether the log goes on behind it."""
         store = self._driver.store
         started = time.perf_counter()
-        consumer = f"projection|{projection.name}"
+        consumer = f"{CONSUMER}{projection.name}"
         async with store.transaction() as tx:
             offset = await tx.offset(consumer)
             if projection.name not in self._ready and offset is None:

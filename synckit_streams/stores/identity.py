@@ -31,6 +31,11 @@ def nodes_of(noted: str, last: str, node: str) -> tuple[str, ...]:
     return (*(each for each in before if each != node), node)
 
 
+def known_nodes(noted: str, last: str) -> tuple[str, ...]:
+    """The nodes that a store has been, for somebody who only looks; see `nodes_of`."""
+    return nodes_of(noted, last, last) if last else ()
+
+
 def noted_nodes(nodes: tuple[str, ...]) -> str:
     """As text, for the store to keep."""
     return msgspec.json.encode(nodes).decode()

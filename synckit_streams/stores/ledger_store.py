@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractContextManager, asynccontextmanager
+from typing import TypeVar
 
 from synckit_streams.errors import (
     FeatureUnsupported,
@@ -26,18 +27,21 @@ from synckit_streams.errors import (
 )
 from synckit_streams.model.clock import Key
 from synckit_streams.model.codec import TRACEPARENT_BYTES_MAX
-from synckit_streams.model.event import Draft, Offset
-from synckit_streams.model.exchange import AppendResult, Arrival, PlaceRun, Raised, Summary
+from synckit_streams.model.event import Draft, Event, Offset
+from synckit_streams.model.exchange import AppendResult, Arrival, Moved, PlaceRun, Raised, Summary
 from synckit_streams.ports.store import LEASE_S_MAX, Lease, Opening, StoreFeatures, Transaction
 from synckit_streams.stores.commits import Append, CommitQueue, Finish, InlineExecutor, Share, shares
 from synckit_streams.stores.identity import new_origin
 from synckit_streams.stores.leases import Leases
 from synckit_streams.stores.wake import Bell
+from synckit_streams.sync import adoption
 from synckit_streams.sync import drafts as drafting
 from synckit_streams.sync.drafts import Prepared
 from synckit_streams.sync.ledger import Changes, Facts, Ledger, Wants
 from synckit_streams.sync.request import Request, decide
 from synckit_streams.sync.turn import Turn
+
+_T = TypeVar("_T")
 
 Probe = Callable[[str], None]
 """Called with "commit" just before a commit and with "committed" just after it; a test raises from it."""
@@ -61,14 +65,17 @@ class LedgerStore(ABC):
         name: For messages.
         threads: False runs everything in the caller, for a simulation.
         probe: See `Probe`.
+        read_only: See `EventStore`. `_open` then takes nothing and writes nothing, and gives the origin that the node
+            has written under last.
     """
 
     id: str = ""
     nodes: tuple[str, ...] = ()
     features: StoreFeatures
 
-    def __init__(self, name: str, *, threads: bool, probe: Probe | None) -> None:
+    def __init__(self, name: str, *, threads: bool, probe: Probe | None, read_only: bool = False) -> None:
         self.name = name
+        self.read_only = read_only
         self._threads = threads
         self._probe = probe or (lambda step: None)
         self._writes: Executor | None = None
@@ -151,6 +158,12 @@ class LedgerStore(ABC):
             raise StoreClosed(f"{self.name} is not open")
         return self._queue
 
+    def _writable(self) -> CommitQueue:
+        queue = self._opened()
+        if self.read_only:
+            raise StoreError(f"{self.name} was opened for reading only", hint="its node can write it")
+        return queue
+
     async def open(self, opening: Opening) -> None:
         """See `EventStore`."""
         if self._writes is not None:
@@ -187,7 +200,7 @@ class LedgerStore(ABC):
             queue.run(lambda: self._shut() if self._writes is writes else None)
             raise
         self._queue = queue
-        if self._ledger.ripe:
+        if self._ledger.ripe and not self.read_only:
             try:
                 await self.append(now_ms=0)
             except BaseException:
@@ -238,7 +251,7 @@ class LedgerStore(ABC):
         self._stale = True
         self._ledger = Ledger(
             log=self.id,
-            topics=opening.topics,
+            topics=None if self.read_only else opening.topics,
             held_max=opening.held_max,
             dice=opening.dice,
             draw_origin=lambda: new_origin(opening.node, opening.dice),
@@ -268,7 +281,7 @@ class LedgerStore(ABC):
         alarms: Sequence[Raised] = (),
     ) -> AppendResult:
         """See `EventStore`."""
-        queue = self._opened()
+        queue = self._writable()
         if len(traceparent) > TRACEPARENT_BYTES_MAX:
             raise TooLarge(f"the trace context has {len(traceparent)} characters")
         if not traceparent.isascii() or not traceparent.isprintable():
@@ -286,6 +299,11 @@ class LedgerStore(ABC):
             alarms=alarms,
         )
         result: AppendResult = await queue.ask(Append(request))
+        return result
+
+    async def adopt(self, moved: Moved) -> AppendResult:
+        """See `EventStore`."""
+        result: AppendResult = await self._writable().ask(Append(Request(now_ms=0, moved=moved)))
         return result
 
     def _commit(self, group: Sequence[Append]) -> None:
@@ -316,13 +334,15 @@ class LedgerStore(ABC):
                 facts = self._facts(
                     ledger.wants(
                         [each[0] for _, prepared in group for each in prepared],
-                        [arrival for share, _ in group for arrival in share.request.received],
+                        [arrival for share, _ in group for arrival in share.request.come],
                     )
                 )
                 while todo and not changes.reused:
                     share, prepared = todo.pop()
                     try:
                         repeats = drafting.check(ledger, prepared, facts, changes) if prepared else {}
+                        if share.request.moved is not None:
+                            adoption.check(ledger, share.request.moved)
                     except SyncKitError as error:
                         if len(share.appends) == 1:
                             share.fail(error)
@@ -352,19 +372,37 @@ class LedgerStore(ABC):
             self._bell.ring()
         return todo[::-1]
 
+    # --- reading from the mirror -------------------------------------------------------------------------------------
+
+    def _look_again(self) -> None:
+        """On the writer's thread, between two commits: see that the mirror says what the medium says."""
+        if self._stale or self.read_only:  # a reader's store is written by somebody else
+            self._reload()
+
+    async def _ask(self, question: Callable[[Ledger], _T]) -> _T:
+        """What the mirror says."""
+
+        def look() -> _T:
+            try:
+                self._look_again()
+            except Exception as error:
+                raise self._translate(error) from error
+            return question(self._ledger)
+
+        answer: _T = await self._opened().run(look)
+        return answer
+
     async def summary(self, topic: str) -> Summary:
         """See `EventStore`."""
+        return await self._ask(lambda ledger: ledger.summary(topic))
 
-        def look() -> Summary:
-            if self._stale:
-                try:
-                    self._reload()
-                except Exception as error:
-                    raise self._translate(error) from error
-            return self._ledger.summary(topic)
+    async def held(self, *, after: bytes, limit: int) -> Sequence[tuple[Event, bytes]]:
+        """See `EventStore`."""
+        return await self._ask(lambda ledger: ledger.held(after=after, limit=limit))
 
-        summary: Summary = await self._opened().run(look)
-        return summary
+    async def voids(self, *, after: Key | None, limit: int) -> Sequence[Key]:
+        """See `EventStore`."""
+        return await self._ask(lambda ledger: ledger.voids_after(after, limit))
 
     async def watch(self) -> AsyncIterator[None]:
         """See `EventStore`."""
@@ -399,7 +437,7 @@ class LedgerStore(ABC):
     @asynccontextmanager
     async def transaction(self, lease: Lease | None = None) -> AsyncIterator[Transaction]:
         """See `EventStore`."""
-        queue = self._opened()
+        queue = self._writable()
         await queue.take()
         self._fence = lease
         block = Block()
@@ -416,7 +454,7 @@ class LedgerStore(ABC):
     # --- leases ------------------------------------------------------------------------------------------------------
 
     def _leasing(self, ttl_s: float) -> CommitQueue:
-        queue = self._opened()
+        queue = self._writable()
         if not self.features.leases:
             raise FeatureUnsupported(f"{self.name} has no leases", hint="see `features.leases` of each store")
         if not 0 < ttl_s <= LEASE_S_MAX:
@@ -436,4 +474,4 @@ class LedgerStore(ABC):
 
     async def release(self, lease: Lease) -> None:
         """See `EventStore`."""
-        await self._opened().run(lambda: self._leases.release(lease))
+        await self._writable().run(lambda: self._leases.release(lease))

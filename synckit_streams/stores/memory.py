@@ -13,15 +13,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from synckit_streams.errors import ConfigError, Invalid
+from synckit_streams.errors import ConfigError, Invalid, StoreMissing
 from synckit_streams.model.clock import Key
 from synckit_streams.model.codec import node_of
 from synckit_streams.model.event import Event, Offset, Stored
-from synckit_streams.model.exchange import PlaceRun, Raised
+from synckit_streams.model.exchange import PlaceRun, Quarantined, Raised
 from synckit_streams.model.seen import Interval
-from synckit_streams.ports.store import QUARANTINED_MAX, Opening, Quarantined, StoreFeatures, Transaction
+from synckit_streams.ports.store import QUARANTINED_MAX, Opening, StoreFeatures, Transaction
 from synckit_streams.stores.commits import CommitQueue
-from synckit_streams.stores.identity import nodes_of, noted_nodes, warn_of_other_node
+from synckit_streams.stores.identity import known_nodes, nodes_of, noted_nodes, warn_of_other_node
 from synckit_streams.stores.ledger_store import Block, LedgerStore, Probe
 from synckit_streams.stores.models import AppliedInSqlite, check_still_open
 from synckit_streams.sync.ledger import Changes, Fork, Known, Ledger, Row, Wants
@@ -83,19 +83,36 @@ class MemoryStore(LedgerStore):
     Args:
         url: `memory:`.
         disk: What to open; None makes a new one.
+        read_only: See `EventStore`; of a disk that somebody else has.
         probe: See `Probe`.
     """
 
-    def __init__(self, url: str = "memory:", *, disk: MemoryDisk | None = None, probe: Probe | None = None) -> None:
+    def __init__(
+        self,
+        url: str = "memory:",
+        *,
+        disk: MemoryDisk | None = None,
+        read_only: bool = False,
+        probe: Probe | None = None,
+    ) -> None:
+        if read_only and disk is None:
+            raise ConfigError(
+                "a memory store is nobody else's to read", hint="--store sqlite:///FILE, or another store"
+            )
         if url.partition(":")[2].strip("/"):
             raise ConfigError(f"{url!r} has a name, but a memory store is nobody else's", hint="write memory:")
-        super().__init__("the memory store", threads=False, probe=probe)
+        super().__init__("the memory store", threads=False, probe=probe, read_only=read_only)
         self.features = StoreFeatures(durable=False, sql=True, leases=True)
         self.disk = disk or MemoryDisk()
         self._own: dict[str, Offset] = {}
 
     def _open(self, opening: Opening) -> str:
         meta = self.disk.meta
+        if self.read_only:
+            if "store" not in meta:
+                raise StoreMissing(f"nobody has opened {self.name} yet")
+            self.id, self.nodes = meta["store"], known_nodes(meta.get("nodes", ""), meta.get("node", ""))
+            return meta.get("origin", "")
         token, self.disk.token = self.disk.token, ""
         clean = meta.pop("clean", "")
         if "store" not in meta:
@@ -110,7 +127,7 @@ class MemoryStore(LedgerStore):
         return origin if token and token == clean and node_of(origin) == opening.node else ""
 
     def _close(self, origin: str) -> None:
-        if origin:
+        if origin and not self.read_only:
             assert self._opening is not None
             self.disk.meta["origin"] = origin
             self.disk.meta["clean"] = self.disk.token = self._opening.dice(16).hex()
@@ -157,7 +174,7 @@ class MemoryStore(LedgerStore):
         disk.held.update(changes.held_added)
         for reason, reader, place, raw, refused in changes.asides:
             disk.set_aside += 1
-            disk.quarantine[disk.set_aside] = Quarantined(disk.set_aside, reason, reader, place, raw)
+            disk.quarantine[disk.set_aside] = Quarantined(disk.set_aside, reason, reader, place, raw, refused)
             if refused is not None:
                 disk.refused[refused] = reason
             else:
@@ -246,9 +263,11 @@ class MemoryStore(LedgerStore):
             page.append((row.event, row.hash))
         return page
 
-    async def runs(self, reader: str) -> Sequence[PlaceRun]:
+    async def runs(self, reader: str | None) -> Sequence[PlaceRun]:
         """See `EventStore`."""
         self._opened()
+        if reader is None:
+            return sorted(self.disk.runs, key=lambda run: run.reader)
         return [run for run in self.disk.runs if run.reader == reader]
 
     async def offset(self, consumer: str) -> Offset | None:
@@ -270,6 +289,16 @@ class MemoryStore(LedgerStore):
         """See `EventStore`."""
         self._opened()
         return sorted(self.disk.alarms.values(), key=lambda each: (-each.last_ms, each.kind, each.topic))
+
+    async def size_bytes(self) -> int:
+        """See `EventStore`."""
+        self._opened()
+        return 0
+
+    async def damage(self) -> Sequence[str]:
+        """See `EventStore`."""
+        self._opened()
+        return ()
 
     # --- a transaction of one's own ----------------------------------------------------------------------------------
 

@@ -23,15 +23,15 @@ from synckit_streams.errors import Invalid, StoreCorrupt, StoreError, StoreUnava
 from synckit_streams.model.clock import Key
 from synckit_streams.model.codec import node_of
 from synckit_streams.model.event import Draft, Event, Offset, Stored
-from synckit_streams.model.exchange import AppendResult, Arrival, PlaceRun, Raised, Summary
+from synckit_streams.model.exchange import AppendResult, Arrival, Moved, PlaceRun, Quarantined, Raised
 from synckit_streams.model.seen import Interval
-from synckit_streams.ports.store import Lease, Opening, Quarantined, StoreFeatures, Transaction
+from synckit_streams.ports.store import Lease, Opening, StoreFeatures, Transaction
 from synckit_streams.stores import postgres_schema as schema
 from synckit_streams.stores.aggregate_hash import AggregateHash
 from synckit_streams.stores.commits import CommitQueue
 from synckit_streams.stores.ledger_store import Block, LedgerStore, Probe
 from synckit_streams.stores.place_rows import run_of
-from synckit_streams.stores.postgres_life import Tenancy
+from synckit_streams.stores.postgres_life import Onlooker, Tenancy
 from synckit_streams.stores.postgres_line import Line, Link, Readers, require_asyncpg, translate
 from synckit_streams.stores.postgres_models import PostgresTransaction
 from synckit_streams.stores.postgres_rows import PostgresFacts, RowWriter, StreamNumbers
@@ -56,6 +56,7 @@ class PostgresStore(LedgerStore):
 
     Args:
         url: `postgresql://user:password@host:port/database`, with `?schema=name` if one likes (default: synckit).
+        read_only: See `EventStore`. The server may be a standby, and the user needs no right but to read.
         probe: See `Probe`.
         busy_timeout_s: How long to wait for the other processes, before `StoreBusy`.
         idle_timeout_s: How long a transaction may do nothing before the server ends it (`StoreUnavailable`): a process
@@ -67,20 +68,26 @@ class PostgresStore(LedgerStore):
     """
 
     def __init__(
-        self, url: str, *, probe: Probe | None = None, busy_timeout_s: float = 10.0, idle_timeout_s: float = 30.0
+        self,
+        url: str,
+        *,
+        read_only: bool = False,
+        probe: Probe | None = None,
+        busy_timeout_s: float = 10.0,
+        idle_timeout_s: float = 30.0,
     ) -> None:
         require_asyncpg()
         target = parse_url(url)
-        super().__init__(target.name, threads=True, probe=probe)
+        super().__init__(target.name, threads=True, probe=probe, read_only=read_only)
         self.features = StoreFeatures(durable=True, sql=True, listen=True, shared=True, leases=True)
-        self._link = Link(target.dsn)
+        self._link = Link(target.dsn, read_only=read_only)
         self._statements = schema.Statements(target.schema)
         self._begin_sql = (
             f"BEGIN; SET LOCAL lock_timeout = {int(busy_timeout_s * 1000)}; "
             f"SET LOCAL idle_in_transaction_session_timeout = {int(idle_timeout_s * 1000)}"
         )
         self.line: Line
-        self._tenancy: Tenancy
+        self._tenancy: Tenancy | Onlooker
         self._readers: Readers
         self._aggregate_hash = AggregateHash(b"")
         self._numbers = StreamNumbers()
@@ -101,7 +108,8 @@ class PostgresStore(LedgerStore):
 
     def _open(self, opening: Opening) -> str:
         self.line = Line(self._link, lambda: self._tenancy.take())
-        self._tenancy = Tenancy(self.line, self._statements, self.name, opening)
+        kind = Onlooker if self.read_only else Tenancy
+        self._tenancy = kind(self.line, self._statements, self.name, opening)
         try:
             self.line.connect()
             head = self.line.row(self._statements.head)
@@ -305,7 +313,7 @@ class PostgresStore(LedgerStore):
         alarms: Sequence[Raised] = (),
     ) -> AppendResult:
         """See `EventStore`."""
-        self._opened()
+        self._writable()
         # What the database would refuse is refused here, where the others of the group do not suffer from it.
         for consumer, offset in (offsets or {}).items():
             check_name(consumer)
@@ -325,6 +333,13 @@ class PostgresStore(LedgerStore):
             traceparent=traceparent,
             alarms=alarms,
         )
+
+    async def adopt(self, moved: Moved) -> AppendResult:
+        """See `EventStore`."""
+        logs = (offset.log for offset in moved.offsets.values())
+        for name in {*moved.offsets, *logs, *(run.reader for run in moved.runs)}:
+            check_name(name)
+        return await super().adopt(moved)
 
     # --- leases ------------------------------------------------------------------------------------------------------
 
@@ -348,6 +363,7 @@ class PostgresStore(LedgerStore):
 
     async def release(self, lease: Lease) -> None:
         """See `EventStore`."""
+        self._writable()
         await self._read(list, self._statements.release_lease, lease.name, lease.token)
 
     # --- reading -----------------------------------------------------------------------------------------------------
@@ -362,19 +378,6 @@ class PostgresStore(LedgerStore):
 
     def _stored(self, rows: list[Any]) -> list[Stored]:
         return schema.stored_of(rows, self.id)
-
-    async def summary(self, topic: str) -> Summary:
-        """See `EventStore`."""
-
-        def look() -> Summary:
-            try:
-                self._look_again()
-            except Exception as error:
-                raise self._translate(error) from error
-            return self._ledger.summary(topic)
-
-        summary: Summary = await self._opened().run(look)
-        return summary
 
     def _look_again(self) -> None:
         """On the writer's thread, between two commits: what have others written?"""
@@ -435,8 +438,10 @@ class PostgresStore(LedgerStore):
             self._statements.stream_page, first, limit, topic, origin, last,
         )  # fmt: skip
 
-    async def runs(self, reader: str) -> Sequence[PlaceRun]:
+    async def runs(self, reader: str | None) -> Sequence[PlaceRun]:
         """See `EventStore`."""
+        if reader is None:
+            return await self._read(lambda rows: [run_of(row) for row in rows], self._statements.all_runs)
         return await self._read(lambda rows: [run_of(row) for row in rows], self._statements.runs, reader)
 
     async def offset(self, consumer: str) -> Offset | None:
@@ -449,13 +454,37 @@ class PostgresStore(LedgerStore):
 
     async def quarantine(self, *, after: int, limit: int) -> Sequence[Quarantined]:
         """See `EventStore`."""
-        return await self._read(
-            lambda rows: [Quarantined(*row) for row in rows], self._statements.quarantine, after, limit
-        )
+
+        def shape(rows: list[Any]) -> list[Quarantined]:
+            return [
+                Quarantined(at, reason, reader, place, raw, None if key is None else schema.key_of(key))
+                for at, reason, reader, place, raw, key in rows
+            ]
+
+        return await self._read(shape, self._statements.quarantine, after, limit)
 
     async def alarms(self) -> Sequence[Raised]:
         """See `EventStore`."""
         return await self._read(lambda rows: [Raised(*row) for row in rows], self._statements.alarms)
+
+    async def size_bytes(self) -> int:
+        """See `EventStore`."""
+        s = self._statements
+        return await self._read(lambda rows: int(rows[0][0]), s.size, s.schema, list(schema.TABLES))
+
+    async def damage(self) -> Sequence[str]:
+        """See `EventStore`."""
+        s = self._statements
+        found = [f"{row[0]}" for row in await self._read(list, s.damage)]
+        position = 0
+        while rows := await self._read(list, s.aggregate_columns, position, 5_000):
+            found += [
+                f"position {row[0]}: wrong aggregate"
+                for row in rows
+                if row[3] != self._aggregate_hash((row[1], row[2]))
+            ]
+            position = rows[-1][0]
+        return found[: schema.DAMAGE_NAMED]
 
 
 def check_name(name: str) -> None:

@@ -13,10 +13,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from synckit_streams.errors import SchemaNewer, StoreCorrupt, StoreError, StoreInUse, StoreUnavailable
+from synckit_streams.errors import SchemaNewer, StoreCorrupt, StoreError, StoreInUse, StoreMissing, StoreUnavailable
 from synckit_streams.model.codec import node_of
 from synckit_streams.ports.store import Opening
-from synckit_streams.stores.identity import nodes_of, noted_nodes, warn_of_other_node
+from synckit_streams.stores.identity import known_nodes, nodes_of, noted_nodes, warn_of_other_node
 from synckit_streams.stores.postgres_line import Line
 from synckit_streams.stores.postgres_schema import MARK, MIGRATIONS, TABLES, Statements
 
@@ -72,8 +72,7 @@ def migrate(line: Line, statements: Statements, name: str, migrations: Sequence[
         # Whoever makes it at the same time waits here, and finds it made.
         line.fetch("SELECT pg_advisory_xact_lock($1, hashtext($2))", LOCK_MIGRATE, schema)
         version = _version(line, statements, name)
-        if version > len(migrations):
-            raise SchemaNewer(f"{name} has version {version}; this release knows {len(migrations)}")
+        check_version(version, name, len(migrations))
         if version < len(migrations):
             if not line.row("SELECT to_regnamespace($1) IS NOT NULL", schema)[0]:
                 line.execute(f"CREATE SCHEMA {schema}")
@@ -88,6 +87,12 @@ def migrate(line: Line, statements: Statements, name: str, migrations: Sequence[
         line.execute("COMMIT")
     finally:
         line.roll_back()
+
+
+def check_version(version: int, name: str, known: int) -> None:
+    """Raises SchemaNewer: this release does not know it."""
+    if version > known:
+        raise SchemaNewer(f"{name} has version {version}; this release knows {known}")
 
 
 def _version(line: Line, statements: Statements, name: str) -> int:
@@ -111,6 +116,48 @@ def _version(line: Line, statements: Statements, name: str) -> int:
             hint="give the store a schema of its own: ?schema=name",
         )
     return 0
+
+
+class Onlooker:
+    """One process that only looks at a store; in place of a `Tenancy`, and with its arguments."""
+
+    def __init__(self, line: Line, statements: Statements, name: str, opening: Opening) -> None:
+        self._line = line
+        self._statements = statements
+        self._name = name
+        self.life = ""
+        self.nodes: tuple[str, ...] = ()
+
+    def take(self) -> None:
+        """On each new connection: see that there is a store that this release can read.
+
+        Raises:
+            StoreMissing: there is none.
+            StoreError: its tables must first be brought up to date.
+            SchemaNewer: a later release wrote it.
+            StoreCorrupt: somebody else's tables are there.
+        """
+        version = _version(self._line, self._statements, self._name)
+        if not version:
+            raise StoreMissing(f"there is no store at {self._name}")
+        check_version(version, self._name, len(MIGRATIONS))
+        if version < len(MIGRATIONS):
+            raise StoreError(
+                f"{self._name} has version {version}, which this release first brings to {len(MIGRATIONS)}",
+                hint="open it once with a node of this release",
+            )
+        head = self._line.row(self._statements.head)
+        if not head["id"]:
+            raise StoreMissing(f"the store at {self._name} was begun, and no node has opened it")
+        self.nodes = known_nodes(head["nodes"], head["node"])
+
+    def give_back(self) -> None:
+        """Nothing was taken."""
+
+    def origin_of(self, head: Any) -> str:
+        """Under which origin the node has written last."""
+        origin: str = head["origin"]
+        return origin
 
 
 class Tenancy:

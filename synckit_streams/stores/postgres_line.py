@@ -107,10 +107,14 @@ class Link:
 
     Args:
         dsn: The driver's URL.
+        read_only: Let the server refuse whatever would write.
     """
 
-    def __init__(self, dsn: str) -> None:
+    def __init__(self, dsn: str, *, read_only: bool = False) -> None:
         self._dsn = dsn
+        self._settings = {"application_name": "synckit-streams"}
+        if read_only:
+            self._settings["default_transaction_read_only"] = "on"
 
     async def connect(self) -> Any:
         """A connection on the running loop."""
@@ -120,7 +124,7 @@ class Link:
                 self._dsn,
                 timeout=CONNECT_S,
                 command_timeout=STATEMENT_S,
-                server_settings={"application_name": "synckit-streams"},
+                server_settings=self._settings,
             )
         except ValueError as error:  # of its own reading of the URL
             raise ConfigError(

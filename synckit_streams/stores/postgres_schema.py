@@ -23,6 +23,9 @@ CHANNEL = "synckit"
 PAGE_BYTES = 8 * 1024 * 1024
 """A page of events ends when their payloads come to so much, however many were asked for."""
 
+DAMAGE_NAMED = 20
+"""So many places that are damaged are named."""
+
 # One entry a version: what brings a schema from the version before it to this one. Never edit one that was released.
 # `{s}` is the schema's name, quoted.
 MIGRATIONS: tuple[str, ...] = (
@@ -237,17 +240,32 @@ class Statements:
             "WHERE s.topic = $1 AND e.aggregate > $2 ORDER BY e.aggregate LIMIT $3"
         )
         self.runs = f"SELECT reader, topic, origin, first, positions FROM {s}.places WHERE reader = $1 ORDER BY run"
+        self.all_runs = f"SELECT reader, topic, origin, first, positions FROM {s}.places ORDER BY reader, run"
         # Whoever reads in a transaction where a consumer stands is about to move it: one at a time, over all processes.
         self.hold_consumer = f"SELECT pg_advisory_xact_lock(hashtextextended($1, '{s}.offsets'::regclass::oid::bigint))"
         self.offset = f"SELECT log, position, fingerprint FROM {s}.offsets WHERE consumer = $1"
         self.offsets = f"SELECT consumer, log, position, fingerprint FROM {s}.offsets ORDER BY consumer"
         self.quarantine = (
-            f"SELECT position, reason, reader, place, raw FROM {s}.quarantine WHERE position > $1 "
+            f"SELECT position, reason, reader, place, raw, key FROM {s}.quarantine WHERE position > $1 "
             "ORDER BY position LIMIT $2"
         )
         self.alarms = (
             f"SELECT kind, topic, evidence, times, first_ms, last_ms FROM {s}.alarms "
             'ORDER BY last_ms DESC, kind COLLATE "C", topic COLLATE "C"'
+        )
+
+        self.aggregate_columns = (
+            f"SELECT e.position, s.topic, e.aggregate_id, e.aggregate FROM {s}.events e "
+            f"JOIN {s}.streams s USING (stream) WHERE e.position > $1 ORDER BY e.position LIMIT $2"
+        )
+        self.damage = (
+            f"SELECT 'position ' || e.position || ': of no stream' FROM {s}.events e LEFT JOIN {s}.streams s "
+            f"USING (stream) WHERE s.stream IS NULL UNION ALL SELECT 'the next position is ' || position + 1 || "
+            f"', which is taken' FROM {s}.store WHERE position < (SELECT max(position) FROM {s}.events)"
+        )
+        self.size = (
+            "SELECT coalesce(sum(pg_total_relation_size(oid)), 0)::bigint FROM pg_class "
+            "WHERE relnamespace = to_regnamespace($1) AND relname = ANY($2::text[])"
         )
 
     def _page(self, order: str, where: str) -> str:

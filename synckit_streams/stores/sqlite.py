@@ -18,22 +18,24 @@ from typing import Any
 
 import msgspec
 
-from synckit_streams.errors import ConfigError, Invalid, StoreClosed, StoreCorrupt, StoreError
+from synckit_streams.errors import ConfigError, Invalid, StoreClosed, StoreCorrupt, StoreError, StoreMissing
+from synckit_streams.model.clock import Key
 from synckit_streams.model.codec import node_of
 from synckit_streams.model.event import Event, Offset, Stored
-from synckit_streams.model.exchange import PlaceRun, Raised, Summary
+from synckit_streams.model.exchange import PlaceRun, Quarantined, Raised
 from synckit_streams.model.seen import Interval
-from synckit_streams.ports.store import QUARANTINED_MAX, Opening, Quarantined, StoreFeatures, Transaction
+from synckit_streams.ports.store import QUARANTINED_MAX, Opening, StoreFeatures, Transaction
 from synckit_streams.stores import sqlite_schema as schema
 from synckit_streams.stores.aggregate_hash import AggregateHash
 from synckit_streams.stores.claim import FileClaim
 from synckit_streams.stores.commits import CommitQueue
-from synckit_streams.stores.identity import nodes_of, noted_nodes, warn_of_other_node
+from synckit_streams.stores.identity import known_nodes, nodes_of, noted_nodes, warn_of_other_node
 from synckit_streams.stores.ledger_store import Block, LedgerStore, Probe
 from synckit_streams.stores.models import SqliteTransaction
 from synckit_streams.stores.place_rows import run_of
+from synckit_streams.stores.sqlite_damage import damage
 from synckit_streams.stores.sqlite_facts import SqliteFacts
-from synckit_streams.stores.sqlite_places import SELECT_RUNS, PlaceRows
+from synckit_streams.stores.sqlite_places import SELECT_ALL_RUNS, SELECT_RUNS, PlaceRows
 from synckit_streams.stores.sqlite_rows import EventRows
 from synckit_streams.stores.sqlite_url import parse_url
 from synckit_streams.sync.ledger import Changes, Ledger, Wants
@@ -54,7 +56,7 @@ class SqliteStore(LedgerStore):
             A `?`, `#` or `%` in the path is written `%3F`, `%23` or `%25`.
         durability: "full" (default): what was appended survives the loss of power. "normal": it survives a crash of
             the process, and up to the last checkpoint the loss of power.
-        read_only: For looking on while another process has the store open. Nothing is claimed or written.
+        read_only: See `EventStore`.
         threads: False runs everything in the caller, for a simulation.
         probe: See `Probe`.
         busy_timeout_s: How long to wait for a program that holds the write lock, before `StoreBusy`.
@@ -80,13 +82,12 @@ class SqliteStore(LedgerStore):
         durability = durability or options["durability"]
         if durability not in ("full", "normal"):
             raise ConfigError(f"durability {durability!r} is unknown", hint='choose "full" or "normal"')
-        super().__init__(str(self.path), threads=threads, probe=probe)
+        super().__init__(str(self.path), threads=threads, probe=probe, read_only=read_only)
         self.features = StoreFeatures(durable=True, sql=True, leases=True)
         self.writer: sqlite3.Connection
         self._reader: sqlite3.Connection
         self._reads: Executor | None = None
         self._synchronous = durability.upper()
-        self._read_only = read_only
         self._busy_timeout_s = busy_timeout_s
         self._claim = None if read_only else FileClaim(self.path)
         self.rows: EventRows
@@ -127,7 +128,7 @@ class SqliteStore(LedgerStore):
         return connection
 
     def _open(self, opening: Opening) -> str:
-        origin = self._look() if self._read_only else self._take(opening)
+        origin = self._look() if self.read_only else self._take(opening)
         if self._threads:
             self._reads = ThreadPoolExecutor(1, thread_name_prefix="synckit-read")
         return origin
@@ -135,7 +136,7 @@ class SqliteStore(LedgerStore):
     def _look(self) -> str:
         """Open for reading only."""
         if not self.path.exists():
-            raise StoreError(f"{self.path} does not exist", hint="check the path; a node makes it when it first opens")
+            raise StoreMissing(f"{self.path} does not exist")
         try:
             self.writer = self._reader = self._connect("ro", cache_kib=READ_CACHE_KIB)
         except sqlite3.OperationalError:
@@ -145,16 +146,21 @@ class SqliteStore(LedgerStore):
             self.writer = self._reader = self._connect("ro&immutable=1", cache_kib=READ_CACHE_KIB)
         try:
             version = schema.version_of(self.writer, self.path)
+            if not version:
+                raise StoreMissing(f"{self.path} is empty")
             if version < schema.SCHEMA_VERSION:
                 raise StoreError(
                     f"{self.path} has schema {version}, which this release first brings to {schema.SCHEMA_VERSION}",
                     hint="open it once with a node of this release",
                 )
-            self._read_identity()
+            if not self.writer.execute("SELECT 1 FROM meta WHERE name = 'store'").fetchone():
+                raise StoreMissing(f"{self.path} was begun, and no node has opened it")
+            meta = self._read_identity()
         except BaseException:
             self.writer.close()
             raise
-        return ""
+        self.nodes = known_nodes(str(meta.get("nodes", "")), str(meta.get("node", "")))
+        return str(meta.get("origin", ""))
 
     def _take(self, opening: Opening) -> str:
         """Open for writing; gives the origin to go on with, or ""."""
@@ -191,11 +197,12 @@ class SqliteStore(LedgerStore):
         if not wal_bytes and size < pages * page_bytes:
             raise StoreCorrupt(f"{self.path} is cut off: {size} of {pages * page_bytes} bytes")
 
-    def _read_identity(self) -> None:
+    def _read_identity(self) -> Mapping[str, Any]:
         meta = dict(self.writer.execute("SELECT name, value FROM meta"))
         if "store" not in meta or "secret" not in meta:
             raise StoreCorrupt(f"{self.path} lacks its own identity")
         self.id, self._aggregate_hash = meta["store"], AggregateHash(meta["secret"])
+        return meta
 
     def _begin_life(self, opening: Opening, token: str) -> str:
         """Give a new file its identity; keep the last incarnation only if nobody touched the file since its close."""
@@ -231,7 +238,7 @@ class SqliteStore(LedgerStore):
             self._reads = None
         try:
             self._reader.close()
-            token = self._mark_clean(origin) if origin and not self._read_only else ""
+            token = self._mark_clean(origin) if origin and not self.read_only else ""
         except (sqlite3.Error, OSError):
             token = ""  # a close that cannot leave its token costs a new incarnation at the next open, nothing else
         self.writer.close()
@@ -266,8 +273,6 @@ class SqliteStore(LedgerStore):
         self._end(commit=True)
 
     def _begin(self) -> None:
-        if self._read_only:
-            raise StoreError(f"{self.path} was opened for reading only")
         self.writer.execute("BEGIN IMMEDIATE")
 
     def _end(self, *, commit: bool) -> None:
@@ -336,12 +341,20 @@ class SqliteStore(LedgerStore):
         body: int | None = None,
     ) -> Any:
         """Rows, given their shape on the reader's thread; of a page, whose bodies are this column, as many as fit."""
+
+        def fetch() -> Any:
+            cursor = self._reader.execute(sql, parameters)
+            return shape(cursor.fetchall() if body is None else schema.page_of(cursor, body))
+
+        return await self._read(fetch)
+
+    async def _read(self, work: Callable[[], Any]) -> Any:
+        """Something on the reader's thread."""
         self._opened()
 
         def fetch() -> Any:
             try:
-                cursor = self._reader.execute(sql, parameters)
-                return shape(cursor.fetchall() if body is None else schema.page_of(cursor, body))
+                return work()
             except (sqlite3.Error, msgspec.MsgspecError) as error:
                 raise self._translate(error) from error
 
@@ -393,7 +406,7 @@ class SqliteStore(LedgerStore):
         # The tail first: what is brought into the index meanwhile is then found there.
         parameters: tuple[Any, ...] = (hash, hash)
         late = f"position > {schema.INDEXED}"
-        if not self._read_only:
+        if not self.read_only:
             late = "position IN (SELECT value FROM json_each(?))"
             parameters = (hash, msgspec.json.encode(self.rows.tail.positions(hash)).decode(), hash)
         stored = await self._stored(
@@ -412,12 +425,6 @@ class SqliteStore(LedgerStore):
         found = dict(rows)
         return [schema.decode_event(found[hash]).aggregate_id for hash in sorted(found)[:limit]]
 
-    async def summary(self, topic: str) -> Summary:
-        """See `EventStore`."""
-        if self._read_only:
-            self._stale = True  # another process writes it
-        return await super().summary(topic)
-
     async def events(self, topic: str, origin: str, interval: Interval, *, limit: int) -> Sequence[tuple[Event, bytes]]:
         """See `EventStore`."""
 
@@ -433,9 +440,15 @@ class SqliteStore(LedgerStore):
         )
         return events
 
-    async def runs(self, reader: str) -> Sequence[PlaceRun]:
+    async def runs(self, reader: str | None) -> Sequence[PlaceRun]:
         """See `EventStore`."""
-        runs: list[PlaceRun] = await self._fetch(lambda rows: list(map(run_of, rows)), SELECT_RUNS, (reader,))
+
+        def shape(rows: list[tuple[Any, ...]]) -> list[PlaceRun]:
+            return list(map(run_of, rows))
+
+        runs: list[PlaceRun] = await (
+            self._fetch(shape, SELECT_ALL_RUNS, ()) if reader is None else self._fetch(shape, SELECT_RUNS, (reader,))
+        )
         return runs
 
     async def offset(self, consumer: str) -> Offset | None:
@@ -451,13 +464,25 @@ class SqliteStore(LedgerStore):
     async def quarantine(self, *, after: int, limit: int) -> Sequence[Quarantined]:
         """See `EventStore`."""
         rows = await self._rows(
-            "SELECT position, reason, reader, place, raw FROM quarantine WHERE position > ? ORDER BY position LIMIT ?",
+            "SELECT position, reason, reader, place, raw, topic, origin, seq FROM quarantine WHERE position > ? "
+            "ORDER BY position LIMIT ?",
             (after, limit),
         )
-        return [Quarantined(*row) for row in rows]
+        return [
+            Quarantined(at, reason, reader, place, raw, Key(*key) if key[0] is not None else None)
+            for at, reason, reader, place, raw, *key in rows
+        ]
 
     async def alarms(self) -> Sequence[Raised]:
         """See `EventStore`."""
-        if not await self._rows("SELECT 1 FROM sqlite_schema WHERE name = 'alarms'"):
-            return ()  # looked at before a node has brought it up to this release
         return [Raised(*row) for row in await self._rows("SELECT * FROM alarms ORDER BY last_ms DESC, kind, topic")]
+
+    async def size_bytes(self) -> int:
+        """See `EventStore`."""
+        self._opened()
+        return self.path.stat().st_size + self._wal_bytes()
+
+    async def damage(self) -> Sequence[str]:
+        """See `EventStore`."""
+        found: list[str] = await self._read(lambda: damage(self._reader, self._aggregate_hash))
+        return found

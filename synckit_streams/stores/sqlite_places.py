@@ -9,6 +9,7 @@ from synckit_streams.model.exchange import PlaceRun
 from synckit_streams.stores.place_rows import RunRows
 
 SELECT_RUNS = "SELECT reader, topic, origin, first, positions FROM places WHERE reader = ? ORDER BY run"
+SELECT_ALL_RUNS = "SELECT reader, topic, origin, first, positions FROM places ORDER BY reader, run"
 
 
 class PlaceRows:

@@ -40,7 +40,7 @@ class Ledger:
 
     Args:
         log: Identity of the store's log.
-        topics: The topics this node replicates.
+        topics: The topics this node replicates; None is every topic.
         held_max: How many events may be held.
         dice: Random bytes.
         draw_origin: Gives a new origin; called at the first write after an open, or when ours turns out to be shared.
@@ -50,13 +50,13 @@ class Ledger:
         self,
         *,
         log: str,
-        topics: Iterable[str],
+        topics: Iterable[str] | None,
         held_max: int,
         dice: Callable[[int], bytes],
         draw_origin: Callable[[], str],
     ) -> None:
         self.log = log
-        self.topics = frozenset(topics)
+        self.topics = None if topics is None else frozenset(topics)
         self.held_max = held_max
         self.dice = dice
         self.position = 0
@@ -111,6 +111,16 @@ class Ledger:
             voids=frozenset(key for key in self.voids if key.topic == topic),
         )
 
+    def held(self, *, after: bytes, limit: int) -> list[tuple[Event, bytes]]:
+        """See `EventStore.held`."""
+        found = {**self.waiting.events(), **dict(self.ripe)}
+        hashes = sorted(hash for hash in found if hash > after)
+        return [(found[hash], hash) for hash in hashes[:limit]]
+
+    def voids_after(self, after: Key | None, limit: int) -> list[Key]:
+        """See `EventStore.voids`."""
+        return sorted(key for key in self.voids if after is None or key > after)[:limit]
+
     def wants(self, drafts: Iterable[Draft], received: Iterable[Arrival]) -> Wants:
         """What the store must look up before it decides on checked drafts and on what was received."""
         ids: list[str] = []
@@ -164,9 +174,13 @@ class Ledger:
                         return cause
         if event.after_bytes:
             for cause in event.after:
-                if cause.topic in self.topics and cause not in self and cause not in voids:
+                if self.replicates(cause.topic) and cause not in self and cause not in voids:
                     return cause
         return None
+
+    def replicates(self, topic: str) -> bool:
+        """Whether an event waits for a cause that is of this topic."""
+        return self.topics is None or topic in self.topics
 
     def known(self, fork: Fork, facts: Facts, changes: Changes) -> Known | None:
         """What is known of an aggregate, to be read and changed; None for a new one.

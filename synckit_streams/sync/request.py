@@ -8,8 +8,8 @@ import msgspec
 
 from synckit_streams.model.clock import Key
 from synckit_streams.model.event import Draft, Offset, Stored
-from synckit_streams.model.exchange import Arrival, PlaceRun, Raised
-from synckit_streams.sync import arrivals, drafts
+from synckit_streams.model.exchange import Arrival, Moved, PlaceRun, Raised
+from synckit_streams.sync import adoption, arrivals, drafts
 from synckit_streams.sync.changes import Changes
 from synckit_streams.sync.drafts import Prepared
 from synckit_streams.sync.facts import Facts
@@ -18,7 +18,7 @@ from synckit_streams.sync.turn import Turn
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """What was asked; see `EventStore.append` for the arguments."""
+    """What was asked; see `EventStore.append` for the arguments, and `EventStore.adopt` for `moved`."""
 
     drafts: Sequence[Draft] = ()
     received: Sequence[Arrival] = ()
@@ -29,6 +29,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     forget: Sequence[str] = ()
     traceparent: str = ""
     alarms: Sequence[Raised] = ()
+    moved: Moved | None = None
 
     @property
     def only_new(self) -> bool:
@@ -40,8 +41,16 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
             or self.voids
             or self.forget
             or self.alarms
+            or self.moved
             or any(not isinstance(draft, Draft) or draft.id is not None for draft in self.drafts)
         )
+
+    @property
+    def come(self) -> Sequence[Arrival]:
+        """The events that come from elsewhere, for whoever looks up what is known of them."""
+        if self.moved is None:
+            return self.received
+        return [Arrival(stored.event, hash, None) for stored, hash in self.moved.rows]
 
     @property
     def events(self) -> int:
@@ -71,6 +80,8 @@ def decide(
         arrivals.receive(turn, request.received)
     if request.voids:
         arrivals.declare_void(turn, request.voids)
+    if request.moved is not None:
+        adoption.adopt(turn, request.moved)
     changes.offsets.update(request.offsets)
     for alarm in request.alarms:
         changes.alarms.append(alarm._replace(first_ms=request.now_ms, last_ms=request.now_ms))

@@ -7,6 +7,8 @@ not by their key: a key that was used twice may be held with both contents.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from synckit_streams.model.clock import Key
 from synckit_streams.model.event import Event
 
@@ -22,6 +24,10 @@ class Waiting:
 
     def __len__(self) -> int:
         return len(self._events)
+
+    def events(self) -> Mapping[bytes, Event]:
+        """All of them, by hash."""
+        return self._events
 
     def __contains__(self, hash: bytes) -> bool:
         return hash in self._events

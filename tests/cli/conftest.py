@@ -123,6 +123,15 @@ def process(tmp_path: Path) -> Iterator[Callable[..., Process]]:
         each.popen.communicate()
 
 
+@pytest.fixture(params=["sqlite", "postgres"])
+def anywhere(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a store that is not there yet: what looks into one looks into all of them alike."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/till.db"
+    url: str = request.getfixturevalue("database")
+    return url
+
+
 NodeStarter = Callable[..., AbstractContextManager[SyncNode]]
 
 

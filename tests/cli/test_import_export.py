@@ -318,7 +318,7 @@ def test_export_gives_the_events_to_standard_output_and_the_summary_beside_it(sy
 
 def test_export_leaves_a_whole_file_or_none(synckit: Command, tmp_path: Path) -> None:
     done = synckit("export", "--store", "sqlite:///nowhere.db", "-o", "e.jsonl", "--json")
-    assert (done.status, done.error["code"]) == (1, "SK300")
+    assert (done.status, done.error["code"]) == (1, "SK312")
     jsonl(tmp_path / "in.jsonl", [cloudevent(1)])
     synckit("import", "in.jsonl", "--store", STORE, "--topic", "orders")
     done = synckit("export", "--store", STORE, "-o", "no/such/folder/e.jsonl", "--json")

@@ -29,20 +29,31 @@ def draft(number: int, topic: str = "orders", **more: Any) -> Draft:
     return Draft(topic=topic, **{**fields, **more})
 
 
-@pytest.fixture
-def store(tmp_path: Path, write: Write) -> Path:
-    """Twenty-five orders and three others, in a closed store."""
+def filled(url: str, write: Write) -> None:
     drafts = [draft(number) for number in range(25)]
     drafts[5:5] = [draft(number, "others") for number in range(3)]
-    write("till-7", f"sqlite:///{tmp_path}/till.db", drafts)
+    write("till-7", url, drafts)
+
+
+@pytest.fixture
+def store(tmp_path: Path, write: Write) -> Path:
+    """Twenty-five orders and three others, in a closed file."""
+    filled(f"sqlite:///{tmp_path}/till.db", write)
     return tmp_path / "till.db"
+
+
+@pytest.fixture
+def url(anywhere: str, write: Write) -> str:
+    """The same in a store of any kind."""
+    filled(anywhere, write)
+    return anywhere
 
 
 # ----------------------------------------------------------------------------------------------------------------- log
 
 
-def test_the_log_ends_with_the_last_event(synckit: Command, store: Path) -> None:
-    done = synckit("log", "--store", STORE)
+def test_the_log_ends_with_the_last_event(synckit: Command, url: str) -> None:
+    done = synckit("log", "--store", url)
     lines = done.out.splitlines()
     assert len(lines) == 20
     assert lines[-1].split()[0] == "28"
@@ -64,19 +75,17 @@ def test_the_log_ends_with_the_last_event(synckit: Command, store: Path) -> None
     ],
 )
 def test_a_limit_gives_the_last_ones_of_a_topic(
-    synckit: Command, store: Path, topic: str | None, limit: int, expected: list[int]
+    synckit: Command, url: str, topic: str | None, limit: int, expected: list[int]
 ) -> None:
     """However far back in the log they lie."""
     only = ["--topic", topic] if topic else []
-    done = synckit("log", "--store", STORE, "--limit", limit, "--json", *only)
+    done = synckit("log", "--store", url, "--limit", limit, "--json", *only)
     assert [each["data"]["n"] for each in done.lines] == expected
 
 
-def test_a_line_of_json_says_all_that_the_event_says(synckit: Command, tmp_path: Path, write: Write) -> None:
-    write(
-        "till-7", f"sqlite:///{tmp_path}/till.db", [draft(1, id="e-1"), draft(1, metadata={"who": "é"}, data=b"\xff")]
-    )
-    first, second = synckit("log", "--store", STORE, "--json").lines
+def test_a_line_of_json_says_all_that_the_event_says(synckit: Command, anywhere: str, write: Write) -> None:
+    write("till-7", anywhere, [draft(1, id="e-1"), draft(1, metadata={"who": "é"}, data=b"\xff")])
+    first, second = synckit("log", "--store", anywhere, "--json").lines
     assert second["origin"].startswith("till-7@")
     assert (second["position"], second["seq"], second["context"]) == (2, 2, {second["origin"]: 1})
     assert second["metadata"] == {"who": "é"}
@@ -98,17 +107,17 @@ def test_control_characters_in_an_event_do_not_reach_the_terminal(
     assert "\x1b" not in synckit("status", "--store", STORE).out
 
 
-def test_follow_shows_events_as_they_come(process: Callable[..., Process], store: Path, tmp_path: Path) -> None:
-    following = process("log", "--store", STORE, "--limit", 1, "--follow", "--json")
+def test_follow_shows_events_as_they_come(process: Callable[..., Process], url: str) -> None:
+    following = process("log", "--store", url, "--limit", 1, "--follow", "--json")
     assert '"n":24' in following.line()
-    asyncio.run(_append(tmp_path, 99))
+    asyncio.run(_append(url, 99))
     assert '"n":99' in following.line()
     done = following.end(signal.SIGINT)
     assert (done.status, done.out, done.err) == (130, "", "")
 
 
-async def _append(directory: Path, number: int) -> None:
-    async with SyncNode("till-7", store=f"sqlite:///{directory}/till.db") as node:
+async def _append(url: str, number: int) -> None:
+    async with SyncNode("till-7", store=url) as node:
         await node.append(draft(number))
 
 
@@ -154,6 +163,19 @@ def test_status_says_what_a_store_holds(synckit: Command, tmp_path: Path) -> Non
     people = synckit("status", "--store", "sqlite:///a.db").out
     assert "1 conflict in orders: o-1" in people
     assert expected["digest"][:12] in people
+
+
+def test_any_store_is_looked_at_alike(synckit: Command, url: str) -> None:
+    """Who has it, what it holds, and that it is sound; the events, as CloudEvents."""
+    found = synckit("status", "--store", url, "--json").json
+    assert (found["node"], found["origin"].partition("@")[0], found["running"]) == ("till-7", "till-7", None)
+    assert {topic: each["events"] for topic, each in found["topics"].items()} == {"orders": 25, "others": 3}
+    assert found["size_bytes"] > 10_000
+    assert "25" in synckit("status", "--store", url).out
+    done = synckit("doctor", "--store", url, "--json")
+    assert (done.status, checks(done)["store", "events"]["detail"]) == (0, "28 events, each as it was written")
+    exported = synckit("export", "--store", url, "--topic", "others")
+    assert [each["data"]["n"] for each in exported.lines] == [0, 1, 2]
 
 
 def test_a_conflict_that_somebody_answered_is_none(synckit: Command, tmp_path: Path) -> None:
@@ -251,18 +273,18 @@ def test_looking_changes_nothing(synckit: Command, store: Path) -> None:
     assert (store.read_bytes(), store.with_name("till.db-clean").read_bytes(), store.stat().st_ctime_ns) == before
 
 
-def test_an_empty_store_has_nothing_to_show(synckit: Command, tmp_path: Path, write: Write) -> None:
-    write("till-7", f"sqlite:///{tmp_path}/till.db", [])
-    assert synckit("log", "--store", STORE).out == ""
-    assert "The store is empty." in synckit("status", "--store", STORE).out
-    assert synckit("export", "--store", STORE).out == ""
+def test_an_empty_store_has_nothing_to_show(synckit: Command, anywhere: str, write: Write) -> None:
+    write("till-7", anywhere, [])
+    assert synckit("log", "--store", anywhere).out == ""
+    assert "The store is empty." in synckit("status", "--store", anywhere).out
+    assert synckit("export", "--store", anywhere).out == ""
 
 
 @pytest.mark.parametrize("command", ["log", "status", "export"])
 @pytest.mark.parametrize(
     ("url", "code"),
     [
-        ("sqlite:///nowhere.db", "SK300"),
+        ("sqlite:///nowhere.db", "SK312"),
         ("till.db", "SK100"),
         ("sqlite://", "SK100"),
         ("memory:", "SK100"),
@@ -338,14 +360,14 @@ def test_doctor_checks_a_store_and_a_broker(synckit: Command, store: Path, nats_
     found = checks(done)
     assert done.status == 0
     assert found["store", "events"]["detail"] == "28 events, each as it was written"
-    assert found["store", "till.db"]["detail"].startswith("node till-7, schema ")
+    assert found["store", "till.db"]["detail"].startswith("node till-7, log ")
     assert found["store", "pages"]["state"] == "ok"
     assert "let us in" in found["broker", nats_server.url]["detail"]
 
 
-def test_doctor_works_beside_a_node(synckit: Command, store: Path, tmp_path: Path, running: NodeStarter) -> None:
-    with running("till-7", store=f"sqlite:///{tmp_path}/till.db", topics=["orders"]):
-        assert synckit("doctor", "--store", STORE).status == 0
+def test_doctor_works_beside_a_node(synckit: Command, url: str, running: NodeStarter) -> None:
+    with running("till-7", store=url, topics=["orders"]):
+        assert synckit("doctor", "--store", url).status == 0
 
 
 def _change(store: Path, sql: str) -> None:

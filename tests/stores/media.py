@@ -27,9 +27,9 @@ class MemoryMedia:
     def __init__(self) -> None:
         self.disks: dict[str, MemoryDisk] = {}
 
-    def make(self, medium: str, *, probe: Probe | None = None) -> EventStore:
+    def make(self, medium: str, *, probe: Probe | None = None, read_only: bool = False) -> EventStore:
         """See `Media`."""
-        return MemoryStore(disk=self.disks.setdefault(medium, MemoryDisk()), probe=probe)
+        return MemoryStore(disk=self.disks.setdefault(medium, MemoryDisk()), probe=probe, read_only=read_only)
 
     def copy(self, source: str, target: str) -> None:
         """See `Media`."""
@@ -53,9 +53,10 @@ class SqliteMedia:
         """Of a medium's file."""
         return self.folder / f"{medium}.db"
 
-    def make(self, medium: str, *, probe: Probe | None = None) -> SqliteStore:
+    def make(self, medium: str, *, probe: Probe | None = None, read_only: bool = False) -> SqliteStore:
         """See `Media`."""
-        store = SqliteStore(f"sqlite:///{self.path(medium)}".replace(" ", "%20"), probe=probe, **self.options)
+        url = f"sqlite:///{self.path(medium)}".replace(" ", "%20")
+        store = SqliteStore(url, probe=probe, read_only=read_only, **self.options)
         store.index_events = self.index_events
         return store
 
@@ -115,9 +116,9 @@ class PostgresMedia:
     def __init__(self, url: str) -> None:
         self.url = url
 
-    def make(self, medium: str, *, probe: Probe | None = None) -> PostgresStore:
+    def make(self, medium: str, *, probe: Probe | None = None, read_only: bool = False) -> PostgresStore:
         """See `Media`."""
-        return PostgresStore(f"{self.url}?{urlencode({'schema': medium})}", probe=probe)
+        return PostgresStore(f"{self.url}?{urlencode({'schema': medium})}", probe=probe, read_only=read_only)
 
     def copy(self, source: str, target: str) -> None:
         """See `Media`: what `pg_dump --schema` and `pg_restore` do, at one moment."""

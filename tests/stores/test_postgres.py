@@ -18,6 +18,7 @@ from synckit_streams.errors import (
     StoreDenied,
     StoreError,
     StoreInUse,
+    StoreMissing,
     StoreUnavailable,
 )
 from synckit_streams.model.event import Offset
@@ -144,6 +145,31 @@ async def test_a_user_without_rights_is_told_what_to_ask_for(database: str) -> N
             origin = (await store.append([draft()], now_ms=NOW_MS)).appended[0].event.origin
         async with opened(as_user(database, user)) as store:
             assert (await store.append([draft()], now_ms=NOW_MS)).appended[0].event.origin == origin
+    finally:
+        await run_sql(database, f"DROP OWNED BY {user}")
+        await run_sql(database, f"DROP ROLE {user}")
+
+
+async def test_who_may_only_read_can_look(database: str) -> None:
+    """Without a right to write, and without making anything; what another release made is said so."""
+    user = f"poor_{urlsplit(database).path[-8:]}"
+    await run_sql(database, f"CREATE ROLE {user} LOGIN")
+    try:
+        with pytest.raises(StoreMissing):
+            await PostgresStore(as_user(database, user), read_only=True).open(opening("x"))
+        assert await tables(database) == []
+        async with opened(database) as store:
+            await store.append([draft()], now_ms=NOW_MS)
+        with pytest.raises(StoreDenied):
+            await PostgresStore(as_user(database, user), read_only=True).open(opening("x"))
+        await run_sql(database, f"GRANT USAGE ON SCHEMA synckit TO {user}")
+        await run_sql(database, f"GRANT SELECT ON ALL TABLES IN SCHEMA synckit TO {user}")
+        async with opened(as_user(database, user), read_only=True) as look:
+            assert len(await audit(look)) == 1
+            assert await look.size_bytes() > 0
+        await run_sql(database, f"UPDATE synckit.store SET version = {schema.SCHEMA_VERSION + 1}")
+        with pytest.raises(SchemaNewer):
+            await PostgresStore(database, read_only=True).open(opening("x"))
     finally:
         await run_sql(database, f"DROP OWNED BY {user}")
         await run_sql(database, f"DROP ROLE {user}")

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 from collections.abc import Awaitable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from synckit_streams.errors import StoreError
 from synckit_streams.model.event import Event, Offset
 from synckit_streams.ports.store import EventStore
+from synckit_streams.runtime.moving import move
 from synckit_streams.testing.store_contract.kit import (
     NOW_MS,
     TOPICS,
@@ -137,6 +139,14 @@ class History(RuleBasedStateMachine):
         self.run(self.media.kill(self.store))
         self.store = self.run(self._open())
 
+    @rule()
+    def it_moves_house(self) -> None:
+        """Into a new medium, where the history goes on."""
+        self.run(self.store.close())
+        old, self.medium = self.medium, f"history {next(self.numbers)}"
+        self.run(move(partial(self.media.make, old), partial(self.media.make, self.medium), page_events=3))
+        self.store = self.run(self._open())
+
     @rule(picks=st.lists(index, min_size=1, max_size=3))
     def a_commit_fails(self, picks: list[int]) -> None:
         """Neither the events nor the offset are there."""
@@ -189,7 +199,7 @@ class Histories(Bench):
     # --- everything at once ------------------------------------------------------------------------------------------
 
     async def test_any_history_agrees_with_a_model_of_sets(self, media: Media) -> None:
-        """Whatever is written, received twice, early or twice used, lost, restarted or killed."""
+        """Whatever is written, received twice, early or twice used, lost, restarted, killed or moved."""
         bounds = settings(
             max_examples=self.histories,
             stateful_step_count=self.steps,

@@ -32,7 +32,7 @@ Probe = Callable[[str], None]
 class Media(Protocol):
     """Where stores of one kind keep what they write. A medium is named; the same name is the same medium."""
 
-    def make(self, medium: str, *, probe: Probe | None = None) -> EventStore:
+    def make(self, medium: str, *, probe: Probe | None = None, read_only: bool = False) -> EventStore:
         """A store on a medium, not yet open."""
 
     def copy(self, source: str, target: str) -> None:
@@ -177,6 +177,15 @@ class StoreModelOf:
         return model.context(event.topic, event.aggregate_id)
 
 
+async def pages(page: Callable[..., Awaitable[Sequence[Any]]], start: Any, after: Callable[[Any], Any]) -> list[Any]:
+    """Everything that is given by pages, two at a time."""
+    found: list[Any] = []
+    while more := await page(after=after(found[-1]) if found else start, limit=2):
+        assert len(more) <= 2
+        found.extend(more)
+    return found
+
+
 def opening(node: str, *, topics: tuple[str, ...] = TOPICS, held_max: int = 10_000) -> Opening:
     """An opening with its own dice."""
     return Opening(node=node, topics=topics, held_max=held_max, dice=random.SystemRandom().randbytes)
@@ -215,6 +224,11 @@ def uses(store: EventStore) -> list[Callable[[], Awaitable[Any]]]:
         lambda: store.summary("orders"),
         lambda: store.events("orders", "a", (1, 2), limit=1),
         lambda: store.runs("x"),
+        lambda: store.runs(None),
+        lambda: store.held(after=b"", limit=1),
+        lambda: store.voids(after=None, limit=1),
+        store.size_bytes,
+        store.damage,
         lambda: store.offset("x"),
         store.offsets,
         lambda: store.quarantine(after=0, limit=1),
