@@ -9,8 +9,8 @@ import msgspec
 from synckit_streams.model.clock import Key
 from synckit_streams.model.codec import node_of
 from synckit_streams.model.event import Offset
-from synckit_streams.model.exchange import PlaceRun, Raised
-from synckit_streams.ports.store import QUARANTINED_MAX, Quarantined
+from synckit_streams.model.exchange import PlaceRun, Quarantined, Raised
+from synckit_streams.ports.store import QUARANTINED_MAX
 from synckit_streams.stores import kv_keys as keys
 from synckit_streams.stores.kv_medium import Medium, Pair
 from synckit_streams.stores.kv_rows import Writes, decode_event, encode
@@ -23,7 +23,7 @@ ROWS_TOGETHER = 1_000
 
 _decode_stream = msgspec.msgpack.Decoder(tuple[str, str, list[tuple[int, int]], bytes, int]).decode
 _decode_offset = msgspec.msgpack.Decoder(tuple[str, str, int, bytes]).decode
-_decode_aside = msgspec.msgpack.Decoder(tuple[str, str, int, bytes]).decode
+_decode_aside = msgspec.msgpack.Decoder(tuple[str, str, int, bytes, Key | None]).decode
 _decode_refused = msgspec.msgpack.Decoder(tuple[str, str, int, str]).decode
 _decode_void = msgspec.msgpack.Decoder(tuple[str, str, int]).decode
 _decode_place = msgspec.msgpack.Decoder(tuple[str, str, str, int, bytes]).decode
@@ -117,9 +117,10 @@ def applied_key(projection: str, topic: str, aggregate_id: str) -> bytes:
     return keys.APPLIED + keys.text(projection) + keys.aggregate(topic, aggregate_id)
 
 
-def runs_of(medium: Medium, reader: str) -> list[PlaceRun]:
-    """Where a reader read what; oldest first."""
-    return [run_of(_decode_place(value)) for _, value in rows(medium, keys.PLACE + keys.text(reader))]
+def runs_of(medium: Medium, reader: str | None) -> list[PlaceRun]:
+    """Where a reader read what, oldest first; None is every reader, one after another."""
+    of_reader = b"" if reader is None else keys.text(reader)
+    return [run_of(_decode_place(value)) for _, value in rows(medium, keys.PLACE + of_reader)]
 
 
 def alarms(medium: Medium) -> list[Raised]:
@@ -179,7 +180,7 @@ class Beside:
         for reason, reader, place, raw, key in asides:
             self._set_aside += 1
             number = keys.number(self._set_aside)
-            writes[keys.QUARANTINE + number] = encode((reason, reader, place, raw))
+            writes[keys.QUARANTINE + number] = encode((reason, reader, place, raw, key))
             if key is None:
                 writes[keys.UNREAD + number] = b""
             else:

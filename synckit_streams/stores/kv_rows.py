@@ -84,6 +84,11 @@ def known_of(values: Iterable[bytes], origins: dict[int, str]) -> Known:
     return Known({origins[stream]: seq for stream, seq in last.items()}, at_packed)
 
 
+def known_value(stream: int, event: Event) -> bytes:
+    """The row of `OF_AGGREGATE` of an event."""
+    return _known.pack(stream, event.seq, event.at_packed)
+
+
 def stream_value(fork: Fork, stream: Stream) -> bytes:
     """A row of `STREAM`."""
     return encode((*fork, stream.ranges, stream.total.to_bytes(HASH_BYTES, "big"), stream.at_packed))
@@ -138,7 +143,7 @@ class EventRows:
             _head.pack(stream, event.seq, row.twin) + row.hash + (row.body or encode(event))
         )
         of_aggregate = keys.OF_AGGREGATE + keys.aggregate(event.topic, event.aggregate_id)
-        writes[of_aggregate + keys.number(row.position)] = _known.pack(stream, event.seq, event.at_packed)
+        writes[of_aggregate + keys.number(row.position)] = known_value(stream, event)
         runs.write(keys.OF_KEY + keys.stream(stream), [(event.seq, row.position)], writes)
 
     def _append(self, rows: list[Row], ledger: Ledger, writes: Writes) -> None:

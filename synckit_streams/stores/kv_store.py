@@ -24,18 +24,19 @@ from synckit_streams.errors import (
     SchemaNewer,
     StoreClosed,
     StoreCorrupt,
-    StoreError,
+    StoreMissing,
 )
 from synckit_streams.model.codec import node_of
 from synckit_streams.model.event import Event, Offset, Stored
-from synckit_streams.model.exchange import PlaceRun, Raised, Summary
+from synckit_streams.model.exchange import PlaceRun, Quarantined, Raised
 from synckit_streams.model.seen import Interval
-from synckit_streams.ports.store import Opening, Quarantined, Transaction
+from synckit_streams.ports.store import Opening, Transaction
 from synckit_streams.stores import kv_beside as beside
 from synckit_streams.stores import kv_keys as keys
 from synckit_streams.stores import kv_reading as reading
 from synckit_streams.stores.commits import CommitQueue
-from synckit_streams.stores.identity import nodes_of, noted_nodes, warn_of_other_node
+from synckit_streams.stores.identity import known_nodes, nodes_of, noted_nodes, warn_of_other_node
+from synckit_streams.stores.kv_damage import damage
 from synckit_streams.stores.kv_facts import KeyValueFacts, event_rows
 from synckit_streams.stores.kv_medium import Medium
 from synckit_streams.stores.kv_rows import EventRows, Writes
@@ -52,7 +53,7 @@ class KeyValueStore(LedgerStore):
 
     Args:
         name: For messages.
-        read_only: For looking on while somebody else writes. Nothing is written.
+        read_only: See `EventStore`.
         threads: False runs everything in the caller, for a simulation.
         probe: See `Probe`.
     """
@@ -60,8 +61,7 @@ class KeyValueStore(LedgerStore):
     medium: Medium
 
     def __init__(self, name: str, *, read_only: bool = False, threads: bool = True, probe: Probe | None) -> None:
-        super().__init__(name, threads=threads, probe=probe)
-        self._read_only = read_only
+        super().__init__(name, threads=threads, probe=probe, read_only=read_only)
         self._reads: Executor | None = None
         self._rows = EventRows({})
         self._beside: beside.Beside
@@ -89,15 +89,20 @@ class KeyValueStore(LedgerStore):
         token = self._open_medium(opening)
         try:
             meta = check_schema(self.medium, self.name)
-            origin = "" if self._read_only else self._begin_life(meta, opening, token)
-            if self._read_only:
-                self.id = meta["store"]
+            origin = self._look(meta) if self.read_only else self._begin_life(meta, opening, token)
         except BaseException:
             self._close_medium("")
             raise
         if self._threads:
             self._reads = ThreadPoolExecutor(1, thread_name_prefix="synckit-read")
         return origin
+
+    def _look(self, meta: dict[str, str]) -> str:
+        """Whose it is; gives the origin that it has written under last."""
+        if "store" not in meta:
+            raise StoreMissing(f"nobody has opened {self.name} yet")
+        self.id, self.nodes = meta["store"], known_nodes(meta.get("nodes", ""), meta.get("node", ""))
+        return meta.get("origin", "")
 
     def _begin_life(self, meta: dict[str, str], opening: Opening, token: str) -> str:
         """Give a new medium its identity; keep the last incarnation only if nobody touched it since its close."""
@@ -129,7 +134,7 @@ class KeyValueStore(LedgerStore):
             self._reads = None
         token = ""
         try:
-            if origin and not self._read_only:
+            if origin and not self.read_only:
                 assert self._opening is not None
                 left = self._opening.dice(16).hex()
                 self.medium.commit(
@@ -157,8 +162,6 @@ class KeyValueStore(LedgerStore):
         self._end(commit=True)
 
     def _begin(self) -> None:
-        if self._read_only:
-            raise StoreError(f"{self.name} was opened for reading only")
         self._batch = {}
 
     def _end(self, *, commit: bool) -> None:
@@ -226,23 +229,17 @@ class KeyValueStore(LedgerStore):
         """See `EventStore`."""
         return await self._read(lambda: reading.aggregates(self.medium, topic, after, limit))
 
-    async def summary(self, topic: str) -> Summary:
-        """See `EventStore`."""
-        if self._read_only:
-            self._stale = True  # another process writes it
-        return await super().summary(topic)
-
     async def events(self, topic: str, origin: str, interval: Interval, *, limit: int) -> Sequence[tuple[Event, bytes]]:
         """See `EventStore`."""
 
         def read() -> list[tuple[Event, bytes]]:
-            numbers = reading.streams(self.medium) if self._read_only else self._rows.numbers
+            numbers = reading.streams(self.medium) if self.read_only else self._rows.numbers
             stream = numbers.get((topic, origin))
             return [] if stream is None else reading.events(self.medium, stream, interval, limit)
 
         return await self._read(read)
 
-    async def runs(self, reader: str) -> Sequence[PlaceRun]:
+    async def runs(self, reader: str | None) -> Sequence[PlaceRun]:
         """See `EventStore`."""
         return await self._read(lambda: beside.runs_of(self.medium, reader))
 
@@ -269,6 +266,10 @@ class KeyValueStore(LedgerStore):
     async def alarms(self) -> Sequence[Raised]:
         """See `EventStore`."""
         return await self._read(lambda: beside.alarms(self.medium))
+
+    async def damage(self) -> Sequence[str]:
+        """See `EventStore`."""
+        return await self._read(lambda: damage(self.medium))
 
 
 class KeyValueTransaction:

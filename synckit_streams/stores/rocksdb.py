@@ -28,7 +28,7 @@ class RocksDbStore(KeyValueStore):
             `%` in the path is written `%3F`, `%23` or `%25`.
         sync: True (default): what was appended survives the loss of power. False: it survives a crash of the process,
             and the loss of power up to what the system had written by itself.
-        read_only: For looking on while another process has the store open. Nothing is claimed or written.
+        read_only: See `EventStore`.
         threads: False runs everything in the caller, for a simulation.
         probe: See `Probe`.
 
@@ -78,7 +78,7 @@ class RocksDbStore(KeyValueStore):
 
     def _open_medium(self, opening: Opening) -> str:
         token = self._claim.consume_token() if self._claim is not None else ""
-        self.medium = RocksMedium(self.path.absolute(), sync=self._sync, follow=self._read_only)
+        self.medium = RocksMedium(self.path.absolute(), sync=self._sync, follow=self.read_only)
         self.medium.open()
         return token
 
@@ -92,6 +92,11 @@ class RocksDbStore(KeyValueStore):
         if token and self._claim is not None:
             with suppress(OSError):
                 self._claim.leave_token(token)
+
+    async def size_bytes(self) -> int:
+        """See `EventStore`."""
+        self._opened()
+        return sum(each.stat().st_size for each in self.path.iterdir())
 
     def checkpoint(self, target: Path) -> None:
         """A whole copy of the store as it is at this moment, while it is open: for a backup.

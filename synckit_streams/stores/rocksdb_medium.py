@@ -17,6 +17,7 @@ from synckit_streams.errors import (
     StoreError,
     StoreFull,
     StoreInUse,
+    StoreMissing,
 )
 from synckit_streams.stores.kv_medium import PAGE_BYTES, Pair, Range
 from synckit_streams.stores.kv_store import check_schema
@@ -143,7 +144,7 @@ class RocksMedium:
         path = self._path
         if not path.exists():
             if self._follow:
-                raise StoreError(f"{path} does not exist", hint="check the path; a node makes it when it first opens")
+                raise StoreMissing(f"{path} does not exist")
             try:
                 path.mkdir()
                 sync_folder(path.parent)

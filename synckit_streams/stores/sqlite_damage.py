@@ -9,6 +9,7 @@ import msgspec
 
 from synckit_streams.stores import sqlite_schema as schema
 from synckit_streams.stores.aggregate_hash import AggregateHash
+from synckit_streams.stores.event_id import id_hash
 
 NAMED = 20
 """Of each kind, so many places are named."""
@@ -54,7 +55,7 @@ def _columns(connection: sqlite3.Connection, aggregate_hash: AggregateHash) -> I
             columns = (
                 ("stream", (topic, origin), (event.topic, event.origin)),
                 ("seq", seq, event.seq),
-                ("id", id, schema.id_hash(event.id)),
+                ("id", id, id_hash(event.id)),
                 ("aggregate", aggregate, aggregate_hash((event.topic, event.aggregate_id))),
                 ("at", at, event.at_packed),
             )

@@ -123,13 +123,29 @@ def process(tmp_path: Path) -> Iterator[Callable[..., Process]]:
         each.popen.communicate()
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def anywhere(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+KINDS = ("sqlite", "rocksdb", "postgres")
+"""The stores that keep what they were given."""
+
+
+@pytest.fixture
+def url_of(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str, str], str]:
+    """`url_of(kind, name)`: the URL of a store that is not there yet."""
+
+    def made(kind: str, name: str) -> str:
+        if kind == "sqlite":
+            return f"sqlite:///{tmp_path}/{name}.db"
+        if kind == "rocksdb":
+            return f"rocksdb:///{tmp_path}/{name}"
+        database: str = request.getfixturevalue("database")
+        return f"{database}?schema={name}"
+
+    return made
+
+
+@pytest.fixture(params=KINDS)
+def anywhere(request: pytest.FixtureRequest, url_of: Callable[[str, str], str]) -> str:
     """The URL of a store that is not there yet: what looks into one looks into all of them alike."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/till.db"
-    url: str = request.getfixturevalue("database")
-    return url
+    return url_of(request.param, "till")
 
 
 NodeStarter = Callable[..., AbstractContextManager[SyncNode]]

@@ -18,32 +18,18 @@ from synckit_streams.runtime.moving import differences, opening
 from synckit_streams.runtime.registry import store_for
 from synckit_streams.testing.store_contract import audit
 from synckit_streams.testing.store_contract.moving import furnish
-from tests.cli.conftest import Command
+from tests.cli.conftest import KINDS, Command
 
 TOPICS = ["orders"]
-KINDS = ["sqlite", "postgres"]
 
 
 def drafts(first: int, count: int) -> list[Draft]:
     return [Draft("orders", "made", f"o-{number % 7}", {"n": number}) for number in range(first, first + count)]
 
 
-@pytest.fixture
-def new_url(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], str]:
-    """The URL of a store of a kind that is not there yet."""
-
-    def made(kind: str) -> str:
-        if kind == "sqlite":
-            return f"sqlite:///{tmp_path}/restored.db"
-        database: str = request.getfixturevalue("database")
-        return f"{database}?schema=restored"
-
-    return made
-
-
 @pytest.mark.parametrize("target", KINDS)
 def test_a_backup_of_a_running_node_restores_to_a_node_that_lost_nothing(
-    synckit: Command, anywhere: str, new_url: Callable[[str], str], tmp_path: Path, target: str
+    synckit: Command, anywhere: str, url_of: Callable[[str, str], str], tmp_path: Path, target: str
 ) -> None:
     """What was sent after the backup comes back; no key is given out twice; the two agree."""
     broker = f"memory://backup-{os.getpid()}-{tmp_path.name}"
@@ -68,7 +54,7 @@ def test_a_backup_of_a_running_node_restores_to_a_node_that_lost_nothing(
             await hub.sync()
             digest, origin = await hub.digest("orders"), hub.store.origin
         assert (await asyncio.to_thread(synckit, "verify", "sqlite:///hub.db")).status == 0
-        restored = new_url(target)
+        restored = url_of(target, "restored")
         assert (await asyncio.to_thread(synckit, "restore", "hub.db", restored)).status == 0
         async with SyncNode("hub", store=restored, topics=TOPICS, connectors=[broker]) as hub:
             assert (await hub.sync()).complete

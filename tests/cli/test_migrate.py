@@ -19,22 +19,7 @@ from synckit_streams.runtime.registry import store_for
 from synckit_streams.testing.store_contract import NOW_MS, audit
 from synckit_streams.testing.store_contract.kit import read
 from synckit_streams.testing.store_contract.moving import furnish
-from tests.cli.conftest import Command, NodeStarter, Process
-
-KINDS = ("sqlite", "postgres")
-
-
-@pytest.fixture
-def url_of(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str, str], str]:
-    """The URL of a new store of a kind."""
-
-    def made(kind: str, name: str) -> str:
-        if kind == "sqlite":
-            return f"sqlite:///{tmp_path}/{name}.db"
-        database: str = request.getfixturevalue("database")
-        return f"{database}?schema={name}"
-
-    return made
+from tests.cli.conftest import KINDS, Command, NodeStarter, Process
 
 
 async def _furnished(url: str, *, events: int = 0) -> None:

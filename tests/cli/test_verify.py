@@ -16,7 +16,7 @@ from synckit_streams.model.codec import event_hash
 from synckit_streams.model.event import Offset
 from synckit_streams.ports.store import EventStore
 from synckit_streams.runtime.moving import opening
-from synckit_streams.stores.postgres import PostgresStore
+from synckit_streams.runtime.registry import store_for
 from synckit_streams.stores.sqlite import SqliteStore
 from synckit_streams.stores.sqlite_schema import decode_event, encode_event
 from synckit_streams.testing.store_contract import Writer, arrivals, draft
@@ -25,6 +25,7 @@ from tests.cli.conftest import Command, NodeStarter
 from tests.stores.media import asked, run_sql
 
 Run = Callable[..., None]
+with_sql = pytest.mark.parametrize("anywhere", ["sqlite", "postgres"], indirect=True)
 
 
 @pytest.fixture
@@ -32,12 +33,9 @@ def sound(anywhere: str) -> str:
     """The URL of a store that has everything in it, and of which an index holds a part."""
 
     async def make() -> None:
-        store: EventStore
-        if anywhere.startswith("sqlite"):
-            store = SqliteStore(anywhere)
+        store: EventStore = store_for(anywhere)
+        if isinstance(store, SqliteStore):
             store.index_events = 5
-        else:
-            store = PostgresStore(anywhere)
         await store.open(opening("old"))
         await furnish(store)
         follows_a_void = Writer("w@1").write("o-1", context_bytes=VersionVector({"b@1": 1}).to_bytes())
@@ -62,8 +60,8 @@ def run(anywhere: str, tmp_path: Path) -> Run:
         for number in range(len(parameters)):
             sql = sql.replace("?", f"${number + 1}", 1)
         for table in ("events", "streams", "offsets", "held", "voids", "store"):
-            sql = sql.replace(f" {table}", f" synckit.{table}")
-        asked(run_sql(anywhere, sql, *parameters))
+            sql = sql.replace(f" {table}", f" till.{table}")
+        asked(run_sql(anywhere.partition("?")[0], sql, *parameters))
 
     return on_sqlite if anywhere.startswith("sqlite") else on_postgres
 
@@ -94,6 +92,7 @@ DAMAGE = [
 ]
 
 
+@with_sql
 @pytest.mark.parametrize(("sql", "parameters", "said"), DAMAGE, ids=[each[2] for each in DAMAGE])
 def test_what_somebody_changed_is_named(
     synckit: Command, sound: str, run: Run, sql: str, parameters: tuple[Any, ...], said: str
@@ -103,12 +102,14 @@ def test_what_somebody_changed_is_named(
     assert any(each.startswith(said) for each in found(synckit, sound)), found(synckit, sound)
 
 
+@with_sql
 def test_a_twin_mark_that_is_wrong_is_named(synckit: Command, sound: str, run: Run) -> None:
     """A fact that is counted twice, or not at all."""
     run("UPDATE events SET twin = NOT twin WHERE position = 2")
     assert any(each.startswith("twins: position 2") for each in found(synckit, sound))
 
 
+@with_sql
 def test_an_event_that_is_held_in_vain_is_named(synckit: Command, sound: str, run: Run) -> None:
     """Everything that it waits for is here."""
     event = Writer("v@1").write("o-9")

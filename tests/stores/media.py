@@ -87,10 +87,12 @@ class RocksMedia:
         """Of a medium's folder."""
         return self.folder / medium
 
-    def make(self, medium: str, *, probe: Probe | None = None) -> RocksDbStore:
+    def make(self, medium: str, *, probe: Probe | None = None, read_only: bool = False) -> RocksDbStore:
         """See `Media`."""
-        store = RocksDbStore(f"rocksdb:///{quote(str(self.path(medium)))}", probe=probe, **self.options)
-        self.open[medium] = store
+        url = f"rocksdb:///{quote(str(self.path(medium)))}"
+        store = RocksDbStore(url, probe=probe, read_only=read_only, **self.options)
+        if not read_only:
+            self.open[medium] = store
         return store
 
     def copy(self, source: str, target: str) -> None:
