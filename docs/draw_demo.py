@@ -16,6 +16,7 @@ from rich.terminal_theme import TerminalTheme
 
 from synckit_streams.cli import demo
 from synckit_streams.cli.picture import WIDTH
+from synckit_streams.cli.shelf import Files
 from synckit_streams.cli.story import Story
 
 THEME = TerminalTheme(
@@ -34,8 +35,8 @@ FONT = "ui-monospace, 'Cascadia Mono', 'JetBrains Mono', Menlo, Consolas, 'DejaV
 async def run(console: Console) -> bool:
     """The demo over a real server, on this console; gives whether it converged."""
     with tempfile.TemporaryDirectory() as folder:
-        async with demo.meeting_place(None) as broker:
-            story = Story(Path(folder), broker.url, broker.topic, broker.server)
+        async with demo.meeting_place("nats") as broker:
+            story = Story(Files(Path(folder)), broker.url, broker.topic, broker.server)
             return (await demo.tell(console, story, broker.name)).converged
 
 

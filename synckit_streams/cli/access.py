@@ -68,8 +68,9 @@ def shown(url: str) -> str:
 
 
 @asynccontextmanager
-async def reading(url: str) -> AsyncIterator[EventStore]:
-    """A store, to be read: also while a node writes it, and without taking anything from it.
+async def reading(url: str | EventStore) -> AsyncIterator[EventStore]:
+    """A store, to be read: also while a node writes it, and without taking anything from it. By its URL, or made for
+    reading only.
 
     Raises:
         StoreMissing: there is no such store.

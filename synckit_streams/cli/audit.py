@@ -1,6 +1,6 @@
 """What became of what was written: counted from each store's own log, event by event, against the input.
 
-Nothing here asks a node how it is doing. The files are opened read-only, every event is hashed anew, and an event
+Nothing here asks a node how it is doing. The stores are opened read-only, every event is hashed anew, and an event
 counts only if its payload is the one that was written.
 """
 
@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
-from urllib.parse import quote
 
 import msgspec
 
 from synckit_streams.cli.access import reading
 from synckit_streams.cli.exporting import pages
 from synckit_streams.model.codec import digest_add, event_hash
+from synckit_streams.ports.store import EventStore
 
 
 class Holding(msgspec.Struct, frozen=True):
@@ -59,16 +58,11 @@ class Audit(msgspec.Struct, frozen=True):
         return alike and not any(each.lost or each.duplicates or each.strange for each in self.holdings.values())
 
 
-def store_url(path: Path) -> str:
-    """The URL of a store in a file, whatever signs are in its path."""
-    return f"sqlite:///{quote(str(path))}"
-
-
-async def holding(path: Path, topic: str, written: Mapping[str, bytes]) -> Holding:
+async def holding(place: str | EventStore, topic: str, written: Mapping[str, bytes]) -> Holding:
     """What one store holds of a topic, against the payloads that were written, by id."""
     found: Counter[str] = Counter()
     strange = total = 0
-    async with reading(store_url(path)) as store:
+    async with reading(place) as store:
         async for page in pages(store, topic, (await store.end()).position):
             total = digest_add(total, [event_hash(stored.event) for stored in page])
             for stored in page:
@@ -85,13 +79,13 @@ async def holding(path: Path, topic: str, written: Mapping[str, bytes]) -> Holdi
     )
 
 
-async def audit(stores: Mapping[str, Path], topic: str, written: Mapping[str, bytes]) -> Audit:
+async def audit(stores: Mapping[str, str | EventStore], topic: str, written: Mapping[str, bytes]) -> Audit:
     """Count in every store.
 
     Args:
-        stores: By node id.
+        stores: By node id: their URLs, or stores that are not open.
         topic: Which topic was written.
         written: The payload of every event, by id.
     """
-    holdings = {node: await holding(path, topic, written) for node, path in stores.items()}
+    holdings = {node: await holding(place, topic, written) for node, place in stores.items()}
     return Audit(len(written), holdings)

@@ -15,8 +15,8 @@ import typer
 from rich.console import Console
 
 from synckit_streams.cli import picture
-from synckit_streams.cli.audit import store_url
 from synckit_streams.cli.offices import EAST, OFFICES
+from synckit_streams.cli.shelf import KINDS, ON_DISK, shelf
 from synckit_streams.cli.story import Ending, Story
 from synckit_streams.cli.terminal import JsonFlag, carry_out, plain_markup, results, show_json
 from synckit_streams.errors import ConfigError
@@ -37,11 +37,14 @@ def demo(
             help="nats, redis, kafka or memory: of the demo's own. Or the URL of a broker that is there.",
         ),
     ] = "nats",
+    store: Annotated[
+        str, typer.Option("--store", metavar="NAME", help=f"What the offices keep their events in: {', '.join(KINDS)}.")
+    ] = "sqlite",
     json: JsonFlag = False,
 ) -> None:
     """Three offices edit one register of airports while offline, meet over a real broker, and agree.
 
-    3,376 real airports are split over three nodes with a SQLite store each. They are never all online together; two of
+    3,376 real airports are split over three nodes with a store each. They are never all online together; two of
     them edit the same airports while offline; the server is killed and comes back. At the end you see who had what, the
     conflicts, who won and why, the read model, and the proof that all stores hold the same. Only then the status is 0.
 
@@ -50,20 +53,22 @@ def demo(
       $ synckit demo
       $ synckit demo --keep offices && synckit log --store sqlite:///offices/west.db
       $ synckit demo --connector redis
+      $ synckit demo --store postgres
       $ synckit demo --connector memory --json
     """
-    carry_out(lambda: _run(keep, connector, json=json), json=json)
+    carry_out(lambda: _run(keep, connector, store, json=json), json=json)
 
 
-async def _run(keep: Path | None, connector: str, *, json: bool) -> int:
+async def _run(keep: Path | None, connector: str, store: str, *, json: bool) -> int:
     console = Console(quiet=True) if json else results()
     async with AsyncExitStack() as stack:
-        directory = _directory(stack, keep)
+        directory = _directory(stack, keep, store)
+        stores = await stack.enter_async_context(shelf(store, directory))
         broker = await stack.enter_async_context(meeting_place(connector))
-        story = Story(directory, broker.url, broker.topic, broker.server)
+        story = Story(stores, broker.url, broker.topic, broker.server)
         end = await tell(console, story, broker.name)
     if keep is not None and not json:
-        url = plain_markup(store_url(keep / f"{EAST}.db"))
+        url = plain_markup(str(stores.place(EAST)))
         console.print(
             f"\n[dim]Kept in {plain_markup(str(keep))}. Look into it:[/dim]  synckit log --store '{url}' --limit 5",
             soft_wrap=True,
@@ -77,7 +82,12 @@ async def tell(console: Console, story: Story, broker: str) -> Ending:
     """Draw the scenes as they come, and then the rest."""
     started = time.perf_counter()
     width = picture.width_of(console)
-    console.print(picture.opening(len(story.register), broker), picture.scenes_head(), sep="\n\n", width=width)
+    console.print(
+        picture.opening(len(story.register), broker, story.shelf.each_in),
+        picture.scenes_head(),
+        sep="\n\n",
+        width=width,
+    )
     before: dict[str, int] = {}
     at_work = console.status("[dim]the offices are at work[/dim]") if console.is_interactive else nullcontext()
     with at_work:
@@ -106,20 +116,22 @@ def as_object(end: Ending) -> dict[str, Any]:
     }
 
 
-def _directory(stack: AsyncExitStack, keep: Path | None) -> Path:
+def _directory(stack: AsyncExitStack, keep: Path | None, store: str) -> Path:
     """Where the stores are made.
 
     Raises:
-        ConfigError: an earlier demo's stores are there, or the directory cannot be made.
+        ConfigError: an earlier demo's stores are there, the directory cannot be made, or such a store cannot be kept.
     """
     if keep is None:
         return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="synckit-demo-")))
+    if store not in ON_DISK:
+        raise ConfigError(f"nothing is left of --store {store}", hint=f"--keep goes with {' and '.join(ON_DISK)}")
     try:
         keep.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"cannot make {keep}: {error.strerror}", hint="--keep names a directory") from error
-    if there := [office for office in OFFICES if (keep / f"{office}.db").exists()]:
-        raise ConfigError(f"{keep / there[0]}.db is there already", hint="--keep names an empty or a new directory")
+    if there := [path for path in ON_DISK[store](keep).paths.values() if path.exists()]:
+        raise ConfigError(f"{there[0]} is there already", hint="--keep names an empty or a new directory")
     return keep
 
 

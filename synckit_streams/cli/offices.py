@@ -106,19 +106,27 @@ def per_state(register: Sequence[Airport]) -> Counter[str]:
 
 
 class AirportsPerState:
-    """The read model: how many airports each state has, by the resolved records. A table beside the log."""
+    """The read model: how many airports each state has, by the resolved records. A table beside the log.
+
+    Args:
+        topic: Of the register.
+        table: The table's name.
+        placeholders: Two of them, as the store's SQL writes them.
+    """
 
     name = "airports-per-state"
     types: Sequence[str] = ()
     resolved = True
 
-    def __init__(self, topic: str) -> None:
+    def __init__(self, topic: str, table: str, placeholders: str) -> None:
         self.topics: Sequence[str] = (topic,)
+        self._table = table
+        self._placeholders = placeholders
 
     async def reset(self, tx: Transaction) -> None:
         """Begin with nothing."""
-        await tx.execute("CREATE TABLE IF NOT EXISTS airports_per_state (state TEXT PRIMARY KEY, airports INTEGER)")
-        await tx.execute("DELETE FROM airports_per_state")
+        await tx.execute(f"CREATE TABLE IF NOT EXISTS {self._table} (state TEXT PRIMARY KEY, airports INTEGER)")
+        await tx.execute(f"DELETE FROM {self._table}")
 
     async def apply(self, batch: Batch, tx: Transaction) -> None:
         """Take back what was counted for an airport before, and count it as it is now."""
@@ -128,8 +136,8 @@ class AirportsPerState:
                 moved[change.previous["state"]] -= 1
             moved[change.current["state"]] += 1
         await tx.execute_many(
-            "INSERT INTO airports_per_state VALUES (?, ?) "
-            "ON CONFLICT (state) DO UPDATE SET airports = airports + excluded.airports",
+            f"INSERT INTO {self._table} AS t VALUES ({self._placeholders}) "
+            "ON CONFLICT (state) DO UPDATE SET airports = t.airports + excluded.airports",
             list(moved.items()),
         )
 

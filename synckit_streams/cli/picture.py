@@ -27,11 +27,11 @@ def office_text(office: str) -> Text:
     return Text(office, style=f"bold {COLORS[office]}")
 
 
-def opening(airports: int, broker: str) -> RenderableType:
+def opening(airports: int, broker: str, each_in: str) -> RenderableType:
     """What is about to happen."""
     said = Text.assemble(
         ("Three offices", "bold"),
-        f" keep one register of {airports:,} real airports, each in a SQLite file of its own.\n",
+        f" keep one register of {airports:,} real airports, each in {each_in} of its own.\n",
         "They write ",
         ("offline", "bold"),
         ", meet two at a time over ",

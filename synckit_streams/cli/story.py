@@ -10,16 +10,17 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack, nullcontext
-from pathlib import Path
 from typing import NamedTuple
 
 from synckit_streams.cli import offices
-from synckit_streams.cli.audit import Audit, audit, store_url
+from synckit_streams.cli.audit import Audit, audit
 from synckit_streams.cli.holdings import heads_by_aggregate
 from synckit_streams.cli.offices import CENTRAL, EAST, OFFICES, WEST
+from synckit_streams.cli.shelf import Shelf
 from synckit_streams.errors import ConnectorError, Timeout
 from synckit_streams.model.codec import encode_payload
 from synckit_streams.model.event import Draft
+from synckit_streams.ports.projection import Projection
 from synckit_streams.ports.telemetry import Detail, Observer, Published
 from synckit_streams.runtime.node import SyncNode
 from synckit_streams.sync.conflict import Resolution, conflict_of, resolve
@@ -87,14 +88,14 @@ class Story:
     """One run.
 
     Args:
-        directory: Where the offices' stores are made.
+        shelf: Where the offices keep their stores.
         url: The broker.
         topic: Of the register.
         server: The broker, if it is ours to kill.
     """
 
-    def __init__(self, directory: Path, url: str, topic: str, server: Server | None) -> None:
-        self.stores = {office: directory / f"{office}.db" for office in OFFICES}
+    def __init__(self, shelf: Shelf, url: str, topic: str, server: Server | None) -> None:
+        self.shelf = shelf
         self.register = {airport["iata"]: airport for airport in offices.airports()}
         self.written: dict[str, bytes] = {}
         self._url = url
@@ -149,13 +150,16 @@ class Story:
     def _node(self, office: str, *, online: bool, observer: Observer | None = None) -> SyncNode:
         return SyncNode(
             office,
-            store=store_url(self.stores[office]),
+            store=self.shelf.place(office),
             topics=[self._topic],
             connectors=[self._url] if online else [],
-            projections=[offices.AirportsPerState(self._topic)],
+            projections=[self._model(office)] if self.shelf.table else [],
             observer=observer,
             packing="batch",
         )
+
+    def _model(self, office: str) -> Projection:
+        return offices.AirportsPerState(self._topic, self.shelf.table_of(office), self.shelf.placeholders)
 
     async def _edit(self, office: str, edits: Sequence[offices.Edit]) -> None:
         await asyncio.sleep(PAUSE_S)
@@ -198,17 +202,15 @@ class Story:
     # --- the ending --------------------------------------------------------------------------------------------------
 
     async def ending(self) -> Ending:
-        """Ask every office for its answers, and then count in the files."""
+        """Ask every office for its answers, and then count in the stores."""
         answers = await asyncio.gather(*map(self._answers, OFFICES))
-        counted = await audit(self.stores, self._topic, self.written)
+        counted = await audit({each: self.shelf.look(each) for each in OFFICES}, self._topic, self.written)
         conflicts, model = answers[0]
         return Ending(counted, conflicts, model, all(each == answers[0] for each in answers))
 
     async def _answers(self, office: str) -> tuple[list[Answered], dict[str, int]]:
         async with self._node(office, online=False) as node:
-            await node.project()
-            async with node.store.transaction() as tx:
-                model = dict(await tx.execute("SELECT state, airports FROM airports_per_state WHERE airports > 0"))
+            model = await self._read_model(node)
             heads = await heads_by_aggregate(node.store, self._topic, lambda done: None)
             answered = []
             for airport in sorted(name for name, found in heads.items() if len(found) > 1):
@@ -216,6 +218,18 @@ class Story:
                 merged = resolve(offices.FieldByField(), conflict_of(self._topic, airport, events))
                 answered.append(Answered(airport, await node.resolve(self._topic, airport), merged))
             return answered, model
+
+    async def _read_model(self, node: SyncNode) -> dict[str, int]:
+        """What the projection made, or, where a store has no SQL, the same counted from the node's answers."""
+        if not self.shelf.table:
+            names = {stored.event.aggregate_id async for stored in node.log(self._topic)}
+            return dict(offices.per_state([(await node.resolve(self._topic, name)).data for name in names]))
+        await node.project()
+        async with node.store.transaction() as tx:
+            rows = await tx.execute(
+                f"SELECT state, airports FROM {self.shelf.table_of(node.node_id)} WHERE airports > 0"
+            )
+        return dict(rows)
 
 
 class UnderWay:

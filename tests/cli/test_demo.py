@@ -21,6 +21,7 @@ from synckit_streams.cli import offices, picture
 from synckit_streams.cli.audit import Audit, audit
 from synckit_streams.cli.demo import as_object
 from synckit_streams.cli.offices import CONTESTED, EDITS, OFFICES, FieldByField, airports, office_of
+from synckit_streams.cli.shelf import Files
 from synckit_streams.cli.story import Story
 from synckit_streams.model.codec import encode_payload
 from synckit_streams.sync.conflict import Decision, conflict_of, resolve
@@ -55,8 +56,8 @@ def written() -> dict[str, bytes]:
 
 
 def count(kept: Path) -> Audit:
-    stores = {office: kept / "offices" / f"{office}.db" for office in OFFICES}
-    return asyncio.run(audit(stores, "airports", written()))
+    shelf = Files(kept / "offices")
+    return asyncio.run(audit({office: shelf.look(office) for office in OFFICES}, "airports", written()))
 
 
 def test_the_last_line_says_how_it_ended(kept: Path) -> None:
@@ -139,7 +140,7 @@ def test_a_row_that_is_there_twice_is_one_duplicate(copy: Path) -> None:
 async def test_the_demo_says_so_when_something_is_lost(copy: Path) -> None:
     """A row vanishes before the end: the line says so, and the picture."""
     change(copy, "west", "DELETE FROM events WHERE position = 2000")
-    story = Story(copy / "offices", "memory://nobody", "airports", None)
+    story = Story(Files(copy / "offices"), "memory://nobody", "airports", None)
     story.written.update(written())
     end = await story.ending()
     assert not end.converged
@@ -215,6 +216,27 @@ def test_stores_of_an_earlier_demo_are_not_touched(kept: Path, synckit: Command)
     assert (done.status, done.error["code"]) == (1, "SK100")
     assert "is there already" in done.error["message"]
     assert (kept / "offices" / "west.db").read_bytes() == before
+
+
+@pytest.mark.parametrize("store", ["rocksdb", "memory", "postgres"])
+def test_the_offices_may_keep_what_they_like(synckit: Command, store: str, request: pytest.FixtureRequest) -> None:
+    """It ends alike in any store."""
+    if store == "postgres":
+        request.getfixturevalue("postgres_url")  # whoever lacks the server is told
+    done = synckit("demo", "--connector", "memory", "--store", store, "--json")
+    assert done.status == 0, done.err
+    assert (done.json["events"], done.json["conflicts"], done.json["lost"], done.json["duplicates"]) == (
+        EVENTS,
+        6,
+        0,
+        0,
+    )
+
+
+def test_an_unknown_store_and_what_cannot_be_kept_are_refused(synckit: Command) -> None:
+    assert synckit("demo", "--store", "etcd", "--json").error["code"] == "SK100"
+    done = synckit("demo", "--store", "memory", "--keep", "here", "--json")
+    assert "goes with sqlite and rocksdb" in done.error["hint"]
 
 
 def test_without_a_server_it_says_how_to_get_one(synckit: Command, monkeypatch: pytest.MonkeyPatch) -> None:
