@@ -98,8 +98,9 @@ class Transaction(Protocol):
     async def set_offset(self, consumer: str, offset: Offset) -> None:
         """Move a consumer."""
 
-    async def applied(self, projection: str, topic: str, aggregate_id: str) -> bytes | None:
-        """What a projection noted as the last state that it applied of an aggregate; None at first."""
+    async def applied(self, projection: str, aggregates: Sequence[tuple[str, str]]) -> Sequence[bytes | None]:
+        """What a projection noted as the last state that it applied of each of some aggregates (topic and id); None at
+        first. One call to the store for all of them."""
 
     async def note_applied(self, projection: str, states: Sequence[tuple[str, str, bytes]]) -> None:
         """Note for some aggregates (topic and id) the states that it applies in this transaction."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import msgspec
 
@@ -23,7 +23,7 @@ from synckit_streams.errors import (
     StoreFull,
     StoreUnavailable,
 )
-from synckit_streams.model.event import Offset, Stored
+from synckit_streams.model.event import Event, Offset, Stored
 from synckit_streams.ports.projection import Batch, Change, Projection
 from synckit_streams.ports.store import EventStore, Transaction
 from synckit_streams.ports.telemetry import Projected
@@ -33,6 +33,7 @@ from synckit_streams.runtime.paging import PageSize
 from synckit_streams.sync.conflict import ConflictResolver, conflict_of, resolve
 
 PAGE_EVENTS = 1_000
+AGGREGATES_TOGETHER = 64
 CONSUMER = "projection|"
 """Before a projection's name: the consumer under which the store keeps its offset."""
 
@@ -136,13 +137,13 @@ class Projector:
         # What a projection does not want changes what its aggregates resolve to all the same: an event of another
         # type may be the last write, and a twin brings what its writer knew.
         follows = {(each.event.topic, each.event.aggregate_id) for each in wanted}
-        touched = dict.fromkeys((each.event.topic, each.event.aggregate_id) for each in ours)
+        touched = list(dict.fromkeys((each.event.topic, each.event.aggregate_id) for each in ours))
+        states = await tx.applied(projection.name, touched) if touched else ()
+        looked_at = [
+            (*of, state) for of, state in zip(touched, states, strict=True) if state is not None or of in follows
+        ]
         changes: list[Change] = []
-        for topic, aggregate_id in touched:
-            state = await tx.applied(projection.name, topic, aggregate_id)
-            if state is None and (topic, aggregate_id) not in follows:
-                continue
-            events = await store.aggregate(topic, aggregate_id)
+        async for topic, aggregate_id, state, events in _aggregates(store, looked_at):
             try:
                 current = resolve(self._resolver, conflict_of(topic, aggregate_id, events)).data
             except HandlerError as error:
@@ -156,6 +157,17 @@ class Projector:
         applied = [(each.topic, each.aggregate_id, _json(projection, each)) for each in changes]
         await tx.note_applied(projection.name, applied)
         return changes
+
+
+async def _aggregates(
+    store: EventStore, wanted: Sequence[tuple[str, str, bytes | None]]
+) -> AsyncIterator[tuple[str, str, bytes | None, Sequence[Event]]]:
+    """Each with its events. Several at a time are asked for: a store on a server has a way to go for each."""
+    for at in range(0, len(wanted), AGGREGATES_TOGETHER):
+        part = wanted[at : at + AGGREGATES_TOGETHER]
+        found = await asyncio.gather(*(store.aggregate(topic, aggregate_id) for topic, aggregate_id, _ in part))
+        for (topic, aggregate_id, state), events in zip(part, found, strict=True):
+            yield topic, aggregate_id, state, events
 
 
 def _json(projection: Projection, change: Change) -> bytes:

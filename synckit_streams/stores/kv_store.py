@@ -305,23 +305,22 @@ class KeyValueTransaction:
         """See `Transaction`."""
         raise FeatureUnsupported("this store has no SQL", hint="keep the read model elsewhere, or in a SQL store")
 
-    async def _get(self, key: bytes) -> bytes | None:
+    async def _get(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
         self._block.check()
-        if key in self._writes:
-            return self._writes[key]
+        asked = [key for key in keys if key not in self._writes]
 
-        def get() -> bytes | None:
+        def get() -> Sequence[bytes | None]:
             try:
-                return self._medium.get_many([key])[0]
+                return self._medium.get_many(asked)
             except Exception as error:
                 raise self._translate(error) from error
 
-        found: bytes | None = await self._queue.run(get)
-        return found
+        found = dict(zip(asked, await self._queue.run(get), strict=True)) if asked else {}
+        return [self._writes[key] if key in self._writes else found[key] for key in keys]
 
     async def offset(self, consumer: str) -> Offset | None:
         """See `Transaction`."""
-        value = await self._get(beside.offset_key(consumer))
+        (value,) = await self._get([beside.offset_key(consumer)])
         return beside.offset_of(value)[1] if value is not None else None
 
     async def set_offset(self, consumer: str, offset: Offset) -> None:
@@ -329,9 +328,9 @@ class KeyValueTransaction:
         self._block.check()
         self._writes[beside.offset_key(consumer)] = beside.offset_value(consumer, offset)
 
-    async def applied(self, projection: str, topic: str, aggregate_id: str) -> bytes | None:
+    async def applied(self, projection: str, aggregates: Sequence[tuple[str, str]]) -> Sequence[bytes | None]:
         """See `Transaction`."""
-        return await self._get(beside.applied_key(projection, topic, aggregate_id))
+        return await self._get([beside.applied_key(projection, *each) for each in aggregates])
 
     async def note_applied(self, projection: str, states: Sequence[tuple[str, str, bytes]]) -> None:
         """See `Transaction`."""

@@ -6,6 +6,8 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
+
 from synckit_streams.errors import StoreError
 from synckit_streams.model.event import Offset
 from synckit_streams.stores import sqlite_schema as schema
@@ -48,14 +50,16 @@ class AppliedInSqlite:
             )
             self._there = True
 
-    async def applied(self, projection: str, topic: str, aggregate_id: str) -> bytes | None:
+    async def applied(self, projection: str, aggregates: Sequence[tuple[str, str]]) -> Sequence[bytes | None]:
         """See `Transaction`."""
         await self._make()
         rows = await self.execute(
-            "SELECT data FROM projection_applied WHERE projection = ? AND topic = ? AND aggregate_id = ?",
-            (projection, topic, aggregate_id),
+            "SELECT asked.key, data FROM json_each(?) AS asked JOIN projection_applied ON projection = ? "
+            "AND topic = asked.value ->> 0 AND aggregate_id = asked.value ->> 1",
+            (msgspec.json.encode(aggregates).decode(), projection),
         )
-        return rows[0][0] if rows else None
+        found = dict(rows)
+        return [found.get(at) for at in range(len(aggregates))]
 
     async def note_applied(self, projection: str, states: Sequence[tuple[str, str, bytes]]) -> None:
         """See `Transaction`."""

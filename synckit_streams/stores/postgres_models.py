@@ -78,10 +78,11 @@ class PostgresTransaction:
             self._statements.put_offsets, ([consumer], [offset.log], [offset.position], [offset.fingerprint])
         )
 
-    async def applied(self, projection: str, topic: str, aggregate_id: str) -> bytes | None:
+    async def applied(self, projection: str, aggregates: Sequence[tuple[str, str]]) -> Sequence[bytes | None]:
         """See `Transaction`."""
-        rows = await self.execute(self._statements.applied, (_hash(projection, topic, aggregate_id),))
-        return rows[0][0] if rows else None
+        keys = [_hash(projection, *each) for each in aggregates]
+        found = dict(await self.execute(self._statements.applied, (keys,)))
+        return [found.get(key) for key in keys]
 
     async def note_applied(self, projection: str, states: Sequence[tuple[str, str, bytes]]) -> None:
         """See `Transaction`."""

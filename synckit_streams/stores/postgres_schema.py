@@ -202,7 +202,7 @@ class Statements:
             "ON CONFLICT (consumer) DO UPDATE SET log = excluded.log, position = excluded.position, "
             "fingerprint = excluded.fingerprint"
         )
-        self.applied = f"SELECT data FROM {s}.applied WHERE key = $1"
+        self.applied = f"SELECT key, data FROM {s}.applied WHERE key = ANY($1::bytea[])"
         self.note_applied = (
             f"INSERT INTO {s}.applied SELECT * FROM {_unnest(['bytea', 'text', 'text', 'text', 'bytea'])} "
             "ON CONFLICT (key) DO UPDATE SET data = excluded.data"
