@@ -11,11 +11,14 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 import asyncpg
+import redis
 
 from synckit_streams.errors import StoreClosed
 from synckit_streams.ports.store import EventStore
 from synckit_streams.stores.memory import MemoryDisk, MemoryStore
 from synckit_streams.stores.postgres import PostgresStore
+from synckit_streams.stores.redis import RedisStore
+from synckit_streams.stores.redis_url import parse_url
 from synckit_streams.stores.rocksdb import RocksDbStore
 from synckit_streams.stores.sqlite import SqliteStore
 from synckit_streams.testing.store_contract import Probe
@@ -109,6 +112,37 @@ class RocksMedia:
     async def kill(self, store: EventStore) -> None:
         """See `Media`: what the kernel does when a process dies; the real thing is in test_rocksdb.py."""
         assert isinstance(store, RocksDbStore)
+        store.abandon()
+
+
+class RedisMedia:
+    """Redis stores, each under a name on one server."""
+
+    def __init__(self, url: str, *, prefix: str = "", **options: Any) -> None:
+        self.url = url
+        self.prefix = prefix
+        self.options = options
+
+    def make(self, medium: str, *, probe: Probe | None = None) -> RedisStore:
+        """See `Media`."""
+        return RedisStore(self.at(medium), probe=probe, **self.options)
+
+    def at(self, medium: str) -> str:
+        """The URL of a store."""
+        return f"{self.url}?{urlencode({'name': self.prefix + medium})}"
+
+    def copy(self, source: str, target: str) -> None:
+        """See `Media`: what a tool does that copies keys, at one moment."""
+        old, new = parse_url(self.at(source)), parse_url(self.at(target))
+        with redis.Redis.from_url(self.url) as client, client.pipeline(transaction=True) as pipe:
+            for part in ("", "order", "head"):
+                pipe.delete(new.key(part))
+                pipe.copy(old.key(part), new.key(part), replace=True)
+            pipe.execute()
+
+    async def kill(self, store: EventStore) -> None:
+        """See `Media`: the real thing is in test_chaos.py."""
+        assert isinstance(store, RedisStore)
         store.abandon()
 
 

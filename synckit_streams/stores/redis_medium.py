@@ -1,0 +1,381 @@
+"""A Redis server as a medium: whose the store there is, what is asked of it, and what became of a commit.
+
+Theory of operation. The server is shared, may be put back, and may be lost in the middle of a commit. Against all three
+stand two things (`redis_scripts`): a *claim* that one process has, which ends by itself when it is not renewed, and a
+*head*, the name of the last commit, which every commit must state. Over each new connection the claim is taken again
+and the head is given a new name, so what is still on its way over a lost connection finds another head than it expects,
+and writes nothing. The head that was found then says whether the lost commit was done. If it is neither the one before
+nor the one after it, the server no longer has what it had: it is `moved`, and the store must begin a new incarnation.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from threading import get_ident
+from typing import Any, TypeVar
+
+from synckit_streams.errors import StoreCorrupt, StoreInUse, StoreUnavailable
+from synckit_streams.stores import kv_keys as keys
+from synckit_streams.stores import redis_scripts as scripts
+from synckit_streams.stores.kv_medium import PAGE_BYTES, Pair, Range
+from synckit_streams.stores.redis_link import Link, is_lost
+from synckit_streams.stores.redis_server import Server, look_at
+from synckit_streams.stores.redis_url import Target
+
+MARK = "synckit-streams"
+SETTLE_S = 10.0
+"""How long to try to learn what became of a commit whose connection was lost."""
+SETTLE_AGAIN_S = 0.05
+TRIES_MAX = 3
+"""How often a commit is sent that turned out not to have arrived."""
+DISK_MS = 5_000
+"""How long to wait for the server's disk before asking again."""
+
+_T = TypeVar("_T")
+
+
+class RedisMedium:
+    """See `Medium`.
+
+    Args:
+        target: Where it is.
+        durability: See `RedisStoreOptions`.
+        claim_ms: For how long the claim is good without being renewed.
+        node: Who asks, for those who are refused.
+        dice: For names that nobody else has.
+        follow: Look on while somebody else has it, and write nothing.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        *,
+        durability: str,
+        claim_ms: int,
+        node: str,
+        dice: Callable[[int], bytes],
+        follow: bool = False,
+    ) -> None:
+        self._target = target
+        self._name = str(target)
+        self._durability = durability
+        self._claim_ms = claim_ms
+        self._follow = follow
+        self._life = dice(16).hex()
+        self._claim = f"{self._life} node {node}, process {os.getpid()} on {platform.node()}"
+        self._writer = get_ident()
+        self._writing = Link(target)
+        self._reading = Link(target)
+        self._named = 0
+        self._head = ""
+        """The last commit, as we left it."""
+        self._taking = ""
+        """The head with which we take the store, until that was answered."""
+        self._claimed = False
+        self.moved = False
+        """The server no longer has what we left there; see `begin_anew`."""
+        self.server: Server
+
+    # --- whose it is -------------------------------------------------------------------------------------------------
+
+    def open(self) -> str:
+        """Connect and take the store; gives what says that it was left clean on this very server, or "".
+
+        Raises:
+            StoreInUse: another process has it.
+        """
+        self._connect()
+        marked = self._writing.ask("HGET", self._target.key("head"), "mark")
+        if marked != MARK.encode() and self._writing.ask(
+            "EXISTS", *(self._target.key(part) for part in ("", "order", "head"))
+        ):
+            raise StoreCorrupt(
+                f"{self._name}: there are keys of another program",
+                hint="give the store a name of its own: ?name=till-7",
+            )
+        if self._follow:
+            return ""
+        _, clean, server = self._patiently_taken()
+        self.moved = False
+        ours = self.server.identity and server == f"{self.server.identity} {self._target.options.name}"
+        return clean if ours else ""
+
+    def close(self, clean: str) -> None:
+        """Give it back, and leave what says that it was left clean, if there is something. May be called twice."""
+        try:
+            if self._claimed and self._writing.connected:
+                server = f"{self.server.identity} {self._target.options.name}"
+                self._writing.run(scripts.RELEASE, self._claim, "", self._head, clean and not self.moved and clean, server)
+        except Exception:  # noqa: BLE001 - the claim then ends by itself
+            pass
+        finally:
+            self._claimed = False
+            self._writing.drop()
+            self._reading.drop()
+
+    def let_go(self) -> None:
+        """Give the store back without a word about how it was left; it is taken again when it is needed."""
+        self._claimed = False
+        self._writing.run(scripts.RELEASE, self._claim, "", "", "", "")
+
+    def _connect(self) -> None:
+        if not self._writing.connected:
+            self._writing.connect()
+            try:
+                self.server = look_at(self._writing, self._name, self._durability, to_read=self._follow)
+            except BaseException:
+                self._writing.drop()
+                raise
+
+    def _patiently_taken(self) -> tuple[str, str, str]:
+        """The same as `_take` for whoever comes: a claim that nobody renews is of a process that has died."""
+        last_ms = self._claim_ms * 1000
+        while True:
+            said, *rest = self._take()
+            if said == "ours":
+                return rest[0], rest[1], rest[2]
+            left_ms = int(rest[1])
+            if left_ms > last_ms or left_ms < 0:
+                raise self._in_use(rest[0])
+            last_ms = left_ms
+            time.sleep(min(SETTLE_AGAIN_S, left_ms / 1000))
+
+    def _take(self) -> list[str]:
+        """Take the store, over a connection that is there; see `redis_scripts.TAKE`."""
+        self._taking = self._taking or self._new_head()
+        found = self._run(scripts.TAKE, self._claim, self._claim_ms, self._taking, MARK)
+        self._claimed = found[0] == "ours"
+        if self._claimed:
+            self._head, self._taking = self._taking, ""
+        return found
+
+    def _new_head(self) -> str:
+        self._named += 1
+        return f"{self._life}:{self._named}"
+
+    def _run(self, script: scripts.Script, *arguments: Any) -> list[str]:
+        return [each.decode() if isinstance(each, bytes) else str(each) for each in self._writing.run(script, *arguments)]
+
+    def _in_use(self, holder: str) -> StoreInUse:
+        who = holder.partition(" ")[2] or "another program"
+        return StoreInUse(
+            f"{self._name} is in use ({who})",
+            hint=f"one process has it: close the other one, or give this node a store of its own with ?name=; a "
+            f"process that has died loses it within {self._claim_ms / 1000:g} s",
+        )
+
+    def ready(self) -> None:
+        """See that there is a connection, and that the store is ours; sets `moved` if it is not as we left it.
+
+        Raises:
+            StoreInUse: another process has it.
+        """
+        self._settled("")
+
+    def _settled(self, pending: str) -> bool:
+        """The same when a commit may have been done: says whether it was."""
+        self._connect()
+        if self._claimed and not self._taking and not pending:
+            return False
+        if self._follow:
+            return False
+        left = self._head
+        said, found, *_ = self._take()
+        if said != "ours":
+            raise self._in_use(found)
+        self.moved = self.moved or found not in (left, pending)
+        return bool(pending) and found == pending
+
+    def renew(self) -> None:
+        """Say that we are still there, and see that all is as we left it."""
+        self.ready()
+        said, found, *_ = self._lossy(lambda: self._run(scripts.RENEW, self._claim, self._claim_ms, self._head))
+        self._heard(said, found)
+
+    def _heard(self, said: str, found: str) -> None:
+        """What a script that is fenced answered."""
+        if said == "taken":
+            self._claimed = False
+            raise self._in_use(found)
+        self.moved = self.moved or said == "moved"
+
+    def begin_anew(self) -> None:
+        """The store has begun a new incarnation with what is there now."""
+        if self.moved:
+            said, *rest = self._take()
+            if said != "ours":
+                raise self._in_use(rest[0])
+            self.moved = False
+
+    def _check_not_moved(self) -> None:
+        if self.moved:
+            raise StoreUnavailable(
+                f"{self._name} no longer has what was there: the server was put back, emptied, or has lost what it had "
+                "not yet saved; nothing of this call was written",
+                hint="try again: the node goes on as a new incarnation, and gets what it had sent back from its peers",
+            )
+
+    def _lossy(self, work: Callable[[], _T]) -> _T:
+        """What the writer's connection gives, which is not ours any more once it was lost."""
+        try:
+            return work()
+        except Exception as error:
+            if is_lost(error):
+                self._claimed = False
+            raise
+
+    # --- reading -----------------------------------------------------------------------------------------------------
+
+    def _ask(self, work: Callable[[Link], _T]) -> _T:
+        """What is only read may be asked again over another connection."""
+        writing = get_ident() == self._writer
+        link = self._writing if writing else self._reading
+        for again in (True, False):
+            try:
+                if writing:
+                    self.ready()
+                    return self._lossy(lambda: work(link))
+                link.connect()
+                return work(link)
+            except Exception as error:
+                if not again or not is_lost(error):
+                    raise
+        raise AssertionError  # for mypy: the second time it returns or raises
+
+    def get_many(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
+        """See `Medium`."""
+        return self._ask(lambda link: link.get_many(keys))
+
+    def page(self, start: bytes, end: bytes, limit: int, *, reverse: bool = False) -> list[Pair]:
+        """See `Medium`. A range lies within the log, or has nothing of it."""
+        tail: tuple[Any, ...] = (limit, PAGE_BYTES, int(reverse))
+        if start[:1] == keys.EVENT:
+            first, last = position_from(start), position_from(end) - 1
+            rows = self._ask(lambda link: link.run(scripts.PAGE_OF_LOG, keys.EVENT, first, last, *tail))
+        else:
+            rows = self._ask(lambda link: link.run(scripts.PAGE, start, end, *tail))
+        return self._pairs(rows[::2], rows[1::2])
+
+    def pages(self, ranges: Sequence[Range]) -> list[list[Pair]]:
+        """See `Medium`."""
+        rows = self._ask(lambda link: link.run(scripts.PAGES, *[bound for each in ranges for bound in each]))
+        return [self._pairs(*each) for each in zip(rows[::2], rows[1::2], strict=True)]
+
+    def _pairs(self, found: Sequence[bytes], values: Sequence[bytes | None]) -> list[Pair]:
+        if len(found) != len(values) or None in values:
+            raise StoreCorrupt(f"{self._name} is damaged: rows are missing that are in the order of its keys")
+        return list(zip(found, values, strict=True))  # type: ignore[arg-type]
+
+    # --- writing -----------------------------------------------------------------------------------------------------
+
+    def commit(self, writes: Mapping[bytes, bytes | None]) -> None:
+        """See `Medium`.
+
+        Raises:
+            StoreUnavailable: it was not done, or that cannot be known: the message says which.
+            StoreInUse: another process has taken the store while we slept; nothing was written.
+        """
+        rows = arguments_of(writes)
+        for _ in range(TRIES_MAX):
+            self.ready()
+            self._check_not_moved()
+            head = self._new_head()
+            try:
+                said, found, *_ = self._lossy(
+                    lambda head=head: self._run(  # type: ignore[misc]
+                        scripts.COMMIT, self._claim, self._claim_ms, self._head, head, self._target.key(), *rows
+                    )
+                )
+            except Exception as error:
+                if not is_lost(error):
+                    raise
+                if self._was_done(head):
+                    break
+            else:
+                self._heard(said, found)
+                self._check_not_moved()
+                self._head = head
+                break
+        else:
+            raise StoreUnavailable(f"{self._name}: the connection is lost again and again; nothing was written")
+        if self.server.waits:
+            self._wait_for_disk()
+
+    def _was_done(self, head: str) -> bool:
+        """Whether a commit was done whose connection was lost meanwhile.
+
+        Raises:
+            StoreUnavailable: that cannot be known, or the server no longer has what was there before it.
+        """
+        until = time.monotonic() + SETTLE_S
+        while True:
+            try:
+                done = self._lossy(lambda: self._settled(head))
+            except Exception as error:
+                if isinstance(error, StoreInUse):
+                    raise
+                if time.monotonic() > until:
+                    self.moved = True  # whatever it turns out to have
+                    raise StoreUnavailable(
+                        f"{self._name}: the connection was lost in the middle of a commit; whether it was done is not known",
+                        hint="a retry is safe for everything but drafts without an id: give those an id, or look for "
+                        "them first",
+                    ) from error
+                time.sleep(SETTLE_AGAIN_S)
+            else:
+                self._check_not_moved()
+                return done
+
+    def _wait_for_disk(self) -> None:
+        """Until all that was committed is on the server's disk, however often the connection is lost meanwhile."""
+        until = time.monotonic() + SETTLE_S
+        while time.monotonic() < until:
+            try:
+                self.ready()
+                self._check_not_moved()
+                if self._lossy(lambda: self._writing.ask("WAITAOF", 1, 0, DISK_MS))[0]:
+                    return
+            except Exception as error:
+                if not is_lost(error):
+                    raise
+                time.sleep(SETTLE_AGAIN_S)
+        raise StoreUnavailable(
+            f"{self._name}: it was written, but the server does not say that it is on the disk; it is not known whether "
+            "it will last",
+            hint="look at the server's disk; a retry is safe for everything but drafts without an id",
+        )
+
+
+def position_from(bound: bytes) -> int:
+    """The least position whose key is not less than this; the number of positions for one behind them all.
+
+    Args:
+        bound: Of a range of the log.
+    """
+    if bound[:1] != keys.EVENT:
+        return 2**53
+    number: int = keys.number_of(bound[1:9].ljust(8, b"\0"))[0]
+    return number + (len(bound) > 9)
+
+
+def arguments_of(writes: Mapping[bytes, bytes | None]) -> list[Any]:
+    """What a commit brings, as `redis_scripts.COMMIT` wants it; rows of the log are not sorted by the server."""
+    log: list[bytes] = []
+    others: list[bytes] = []
+    gone_log: list[bytes] = []
+    gone: list[bytes] = []
+    last = b""
+    letter = keys.EVENT[0]
+    for key, value in writes.items():
+        if value is None:
+            (gone_log if key[0] == letter else gone).append(key)
+        elif key[0] == letter:
+            log += (key, value)
+            last = max(last, key)
+        else:
+            others += (key, value)
+    counts = [position_from(last) if last else 0, len(log) // 2, len(others) // 2, len(gone_log), len(gone)]
+    return [*counts, *log, *others, *gone_log, *gone]
