@@ -99,7 +99,7 @@ class Link:
     def __init__(self, target: Target) -> None:
         self._target = target
         self._connection: Any = None
-        self._keys = [target.key(), target.key("order"), target.key("head"), target.key("claim")]
+        self.keys = [target.key(), target.key("order"), target.key("head"), target.key("claim")]
 
     @property
     def connected(self) -> bool:
@@ -155,16 +155,34 @@ class Link:
                 self.drop()
             raise
 
+    def ask_all(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
+        """What the server answers to each of some commands, errors included, sent in one go."""
+        connection = self._connection
+        pack = connection.pack_command
+        answers: list[Any] = []
+        try:
+            packed = [part for command in commands for part in pack(*command)]
+            connection.send_packed_command([b"".join(packed)], check_health=False)
+            for _ in commands:
+                try:
+                    answers.append(connection.read_response())
+                except require_redis().exceptions.ResponseError as error:
+                    answers.append(error)
+        except BaseException:
+            self.drop()
+            raise
+        return answers
+
     def run(self, script: Script, *arguments: Any) -> Any:
         """What a script answers, which the server knows from the second time on."""
         try:
-            return self.ask("EVALSHA", script.sha, len(self._keys), *self._keys, *arguments)
+            return self.ask("EVALSHA", script.sha, len(self.keys), *self.keys, *arguments)
         except require_redis().exceptions.NoScriptError:
-            return self.ask("EVAL", script.text, len(self._keys), *self._keys, *arguments)
+            return self.ask("EVAL", script.text, len(self.keys), *self.keys, *arguments)
 
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """The values of some rows."""
-        found: list[bytes | None] = self.ask("HMGET", self._keys[0], *keys) if keys else []
+        found: list[bytes | None] = self.ask("HMGET", self.keys[0], *keys) if keys else []
         return found
 
     def subscribe(self, channel: str) -> None:

@@ -1,11 +1,15 @@
 """A Redis server as a medium: whose the store there is, what is asked of it, and what became of a commit.
 
 Theory of operation. The server is shared, may be put back, and may be lost in the middle of a commit. Against all three
-stand two things (`redis_scripts`): a *claim* that one process has, which ends by itself when it is not renewed, and a
-*head*, the name of the last commit, which every commit must state. Over each new connection the claim is taken again
-and the head is given a new name, so what is still on its way over a lost connection finds another head than it expects,
-and writes nothing. The head that was found then says whether the lost commit was done. If it is neither the one before
-nor the one after it, the server no longer has what it had: it is `moved`, and the store must begin a new incarnation.
+stand two things: a *claim* that one process has, which ends by itself when it is not renewed, and a *head*, the name of
+the last commit, which no other one ever had. A commit is a MULTI that is done only if nobody has touched the head or the
+rows since the last one: the connection watches them (WATCH), and has seen the head as we left it. So a process that
+slept through the end of its claim writes nothing once another one has taken the store, which renames the head.
+
+Over each new connection the claim is taken again and the head renamed (`redis_scripts.TAKE`). What is still on its way
+over a lost connection is then not done any more, and the head that was found says whether it had been. If it is neither
+the one before nor the one after that commit, the server no longer has what it had: it is `moved`, and the store must
+begin a new incarnation.
 """
 
 from __future__ import annotations
@@ -33,6 +37,9 @@ TRIES_MAX = 3
 """How often a commit is sent that turned out not to have arrived."""
 DISK_MS = 5_000
 """How long to wait for the server's disk before asking again."""
+
+OF_AGGREGATE_BYTES = 20
+"""Of a value of `OF_AGGREGATE`, which stands behind its key in the order."""
 
 _T = TypeVar("_T")
 
@@ -74,7 +81,11 @@ class RedisMedium:
         """The last commit, as we left it."""
         self._taking = ""
         """The head with which we take the store, until that was answered."""
+        self._last = 0
+        """The last position that was ever written."""
         self._claimed = False
+        self._watched = False
+        """The connection watches what is ours, and it is as we left it."""
         self.moved = False
         """The server no longer has what we left there; see `begin_anew`."""
         self.server: Server
@@ -98,7 +109,7 @@ class RedisMedium:
             )
         if self._follow:
             return ""
-        _, clean, server = self._patiently_taken()
+        clean, server = self._patiently_taken()
         self.moved = False
         ours = self.server.identity and server == f"{self.server.identity} {self._target.options.name}"
         return clean if ours else ""
@@ -130,13 +141,13 @@ class RedisMedium:
                 self._writing.drop()
                 raise
 
-    def _patiently_taken(self) -> tuple[str, str, str]:
-        """The same as `_take` for whoever comes: a claim that nobody renews is of a process that has died."""
+    def _patiently_taken(self) -> tuple[str, str]:
+        """Take it, as soon as nobody has it: a claim that is not renewed is of a process that has died."""
         last_ms = self._claim_ms * 1000
         while True:
             said, *rest = self._take()
             if said == "ours":
-                return rest[0], rest[1], rest[2]
+                return rest[1], rest[2]
             left_ms = int(rest[1])
             if left_ms > last_ms or left_ms < 0:
                 raise self._in_use(rest[0])
@@ -149,7 +160,8 @@ class RedisMedium:
         found = self._run(scripts.TAKE, self._claim, self._claim_ms, self._taking, MARK)
         self._claimed = found[0] == "ours"
         if self._claimed:
-            self._head, self._taking = self._taking, ""
+            self._head, self._taking, self._last = self._taking, "", int(found[4])
+            self._watched = False
         return found
 
     def _new_head(self) -> str:
@@ -224,7 +236,7 @@ class RedisMedium:
             return work()
         except Exception as error:
             if is_lost(error):
-                self._claimed = False
+                self._claimed = self._watched = False
             raise
 
     # --- reading -----------------------------------------------------------------------------------------------------
@@ -246,7 +258,7 @@ class RedisMedium:
         raise AssertionError  # for mypy: the second time it returns or raises
 
     def get_many(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
-        """See `Medium`."""
+        """See `Medium`. Rows of `OF_AGGREGATE` are only read in their order."""
         return self._ask(lambda link: link.get_many(keys))
 
     def page(self, start: bytes, end: bytes, limit: int, *, reverse: bool = False) -> list[Pair]:
@@ -256,8 +268,9 @@ class RedisMedium:
             first, last = position_from(start), position_from(end) - 1
             rows = self._ask(lambda link: link.run(scripts.PAGE_OF_LOG, keys.EVENT, first, last, *tail))
         else:
+            tail = (limit + 1, PAGE_BYTES, int(reverse))  # one of `OF_AGGREGATE` may be before the start, by its value
             rows = self._ask(lambda link: link.run(scripts.PAGE, start, end, *tail))
-        return self._pairs(rows[::2], rows[1::2])
+        return [pair for pair in self._pairs(rows[::2], rows[1::2]) if pair[0] >= start][:limit]
 
     def pages(self, ranges: Sequence[Range]) -> list[list[Pair]]:
         """See `Medium`."""
@@ -265,6 +278,8 @@ class RedisMedium:
         return [self._pairs(*each) for each in zip(rows[::2], rows[1::2], strict=True)]
 
     def _pairs(self, found: Sequence[bytes], values: Sequence[bytes | None]) -> list[Pair]:
+        if found and found[0][:1] == keys.OF_AGGREGATE:
+            return [(member[:-OF_AGGREGATE_BYTES], member[-OF_AGGREGATE_BYTES:]) for member in found]
         if len(found) != len(values) or None in values:
             raise StoreCorrupt(f"{self._name} is damaged: rows are missing that are in the order of its keys")
         return list(zip(found, values, strict=True))  # type: ignore[arg-type]
@@ -278,31 +293,67 @@ class RedisMedium:
             StoreUnavailable: it was not done, or that cannot be known: the message says which.
             StoreInUse: another process has taken the store while we slept; nothing was written.
         """
-        rows = arguments_of(writes)
         for _ in range(TRIES_MAX):
             self.ready()
             self._check_not_moved()
             head = self._new_head()
             try:
-                said, found, *_ = self._lossy(
-                    lambda head=head: self._run(  # type: ignore[misc]
-                        scripts.COMMIT, self._claim, self._claim_ms, self._head, head, self._target.key(), *rows
-                    )
-                )
+                self._lossy(lambda head=head: self._try(writes, head))  # type: ignore[misc]
+                break
             except Exception as error:
                 if not is_lost(error):
                     raise
                 if self._was_done(head):
                     break
-            else:
-                self._heard(said, found)
-                self._check_not_moved()
-                self._head = head
-                break
         else:
             raise StoreUnavailable(f"{self._name}: the connection is lost again and again; nothing was written")
         if self.server.waits:
             self._wait_for_disk()
+
+    def _try(self, writes: Mapping[bytes, bytes | None], head: str) -> None:
+        """One attempt; what it raises was not done, unless the connection was lost."""
+        if not self._watched:
+            self._seen(self._writing.ask_all(self._watch))
+            if not self._watched:
+                self._find_out()
+        commands, last = commands_of(writes, self._writing.keys, self._last)
+        _, _, of_head, claim = self._writing.keys
+        answers = self._writing.ask_all(
+            [
+                ("MULTI",),
+                *commands,
+                ("HSET", of_head, "head", head, "last", last),
+                ("SET", claim, self._claim, "PX", self._claim_ms),
+                ("PUBLISH", self._target.key(), ""),
+                ("EXEC",),
+                *self._watch,
+            ]
+        )
+        done = answers[-3]
+        if isinstance(done, list):
+            self._head, self._last = head, last
+        self._seen(answers)
+        if done is None:  # somebody has touched what is ours
+            self._find_out()
+        for answer in (*answers[:-2], *(done or ())):  # the first one that was refused, which is why the others were
+            if isinstance(answer, Exception):
+                raise answer
+
+    @property
+    def _watch(self) -> list[tuple[str, ...]]:
+        rows, order, head, _ = self._writing.keys
+        return [("WATCH", rows, order, head), ("HGET", head, "head")]
+
+    def _seen(self, answers: Sequence[Any]) -> None:
+        """What the last two commands, those of `_watch`, have answered."""
+        self._watched = answers[-2] == b"OK" and answers[-1] == self._head.encode()
+
+    def _find_out(self) -> None:
+        """Why we may not commit. Raises in any case."""
+        said, found, *_ = self._run(scripts.RENEW, self._claim, self._claim_ms, self._head)
+        self._heard(said, found)
+        self.moved = True
+        self._check_not_moved()
 
     def _was_done(self, head: str) -> bool:
         """Whether a commit was done whose connection was lost meanwhile.
@@ -361,21 +412,44 @@ def position_from(bound: bytes) -> int:
     return number + (len(bound) > 9)
 
 
-def arguments_of(writes: Mapping[bytes, bytes | None]) -> list[Any]:
-    """What a commit brings, as `redis_scripts.COMMIT` wants it; rows of the log are not sorted by the server."""
-    log: list[bytes] = []
-    others: list[bytes] = []
-    gone_log: list[bytes] = []
+def commands_of(
+    writes: Mapping[bytes, bytes | None], names: Sequence[str], last: int
+) -> tuple[list[tuple[Any, ...]], int]:
+    """What a commit does to the rows and their order; see `redis_scripts` for what is where.
+
+    Args:
+        writes: Of the commit.
+        names: Of rows and order, and more.
+        last: The last position that was ever written; what is about a later one is new.
+
+    Returns:
+        The commands, and the last position that is now written.
+    """
+    rows, order, *_ = names
+    put: list[bytes] = []
     gone: list[bytes] = []
-    last = b""
-    letter = keys.EVENT[0]
+    sorted_in: list[bytes] = []
+    sorted_out: list[bytes] = []
+    commands: list[tuple[Any, ...]] = []
+    newest = last
     for key, value in writes.items():
+        table = key[:1]
+        if table == keys.OF_AGGREGATE:
+            if value is None or keys.number_of(key[-8:])[0] <= last:
+                commands.append(("ZREMRANGEBYLEX", order, b"[" + key, b"(" + key + b"\xff" * OF_AGGREGATE_BYTES))
+            if value is not None:
+                sorted_in += (b"0", key + value)
+            continue
         if value is None:
-            (gone_log if key[0] == letter else gone).append(key)
-        elif key[0] == letter:
-            log += (key, value)
-            last = max(last, key)
+            gone.append(key)
         else:
-            others += (key, value)
-    counts = [position_from(last) if last else 0, len(log) // 2, len(others) // 2, len(gone_log), len(gone)]
-    return [*counts, *log, *others, *gone_log, *gone]
+            put += (key, value)
+        if table == keys.EVENT:
+            newest = max(newest, keys.number_of(key[1:])[0])
+        elif value is None:
+            sorted_out.append(key)
+        else:
+            sorted_in += (b"0", key)
+    commands += [("HDEL", rows, *gone)] * bool(gone) + [("ZREM", order, *sorted_out)] * bool(sorted_out)
+    commands += [("HSET", rows, *put)] * bool(put) + [("ZADD", order, *sorted_in)] * bool(sorted_in)
+    return commands, newest
