@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 from synckit_streams.errors import StoreError, StoreInUse
 from synckit_streams.ports.store import Opening, StoreFeatures
-from synckit_streams.stores import kv_beside as beside
 from synckit_streams.stores.kv_store import KeyValueStore, check_schema
 from synckit_streams.stores.ledger_store import Probe
 from synckit_streams.stores.redis_link import Link, require_redis, translate
 from synckit_streams.stores.redis_medium import RedisMedium
-from synckit_streams.stores.redis_url import Target, check_durability, parse_url
+from synckit_streams.stores.redis_url import check_durability, parse_url
 from synckit_streams.sync.ledger import Ledger
 
 CLAIM_S = 10.0
@@ -63,7 +62,7 @@ class RedisStore(KeyValueStore):
         check_durability(self._durability)
         super().__init__(str(self._target), read_only=read_only, threads=True, probe=probe)
         self._claim_s = claim_s
-        self.features = StoreFeatures(durable=self._durability == "full", listen=True)
+        self.features = StoreFeatures(durable=self._durability == "full", listen=True, leases=True)
         self._beat: Beat | None = None
         self._given = 0
         """The last position that anybody was told of."""
@@ -88,7 +87,7 @@ class RedisStore(KeyValueStore):
         except BaseException:
             medium.close("")
             raise
-        self.features = StoreFeatures(durable=medium.server.durable, listen=True)
+        self.features = StoreFeatures(durable=medium.server.durable, listen=True, leases=True)
         if medium.server.risk and str(self._target) not in _warned:
             _warned.add(str(self._target))
             _log.warning(
@@ -143,6 +142,15 @@ class RedisStore(KeyValueStore):
         super()._load(ledger, node)
         # A reader who stands where nothing is any more must not take what comes there next for what he has seen.
         ledger.position = self._given = max(ledger.position, self._given)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with super()._transaction():
+            try:
+                yield
+            except Exception:
+                self.medium.check()  # if what was read is not what we left, that is what is wrong
+                raise
 
     def _begin(self) -> None:
         super()._begin()

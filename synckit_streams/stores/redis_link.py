@@ -65,7 +65,9 @@ def translate(error: BaseException, name: str) -> BaseException:
             "+config|get",
         )
     if isinstance(error, driver.OutOfMemoryError) or said.startswith("OOM") or "maxmemory" in said:
-        return StoreFull(f"{name}: {said}", hint="raise maxmemory on the server, or make room; the node goes on by itself")
+        return StoreFull(
+            f"{name}: {said}", hint="raise maxmemory on the server, or make room; the node goes on by itself"
+        )
     if "No space left" in said:
         return StoreFull(f"{name}: {said}", hint="the server's disk is full; the node goes on by itself")
     if isinstance(error, driver.ReadOnlyError) or "read only replica" in said:
@@ -83,8 +85,8 @@ def translate(error: BaseException, name: str) -> BaseException:
         )
     if "DB index" in said or "SELECT is not allowed" in said:
         return StoreError(f"{name}: {said}", hint="the server has no such database; write redis://host:6379/0")
-    for_now = ("MISCONF", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "LOADING")
-    if is_lost(error) or isinstance(error, driver.BusyLoadingError) or said.startswith(for_now):
+    for_now = driver.BusyLoadingError | driver.ClusterDownError | driver.MasterDownError | driver.TryAgainError
+    if is_lost(error) or isinstance(error, for_now) or said.startswith(("MISCONF", "NOREPLICAS")):
         return StoreUnavailable(f"{name}: {said}")
     return StoreError(f"{name}: {said}", hint="nothing of this call was written")
 

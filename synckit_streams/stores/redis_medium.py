@@ -119,7 +119,9 @@ class RedisMedium:
         try:
             if self._claimed and self._writing.connected:
                 server = f"{self.server.identity} {self._target.options.name}"
-                self._writing.run(scripts.RELEASE, self._claim, "", self._head, clean and not self.moved and clean, server)
+                self._writing.run(
+                    scripts.RELEASE, self._claim, "", self._head, clean and not self.moved and clean, server
+                )
         except Exception:  # noqa: BLE001 - the claim then ends by itself
             pass
         finally:
@@ -169,7 +171,9 @@ class RedisMedium:
         return f"{self._life}:{self._named}"
 
     def _run(self, script: scripts.Script, *arguments: Any) -> list[str]:
-        return [each.decode() if isinstance(each, bytes) else str(each) for each in self._writing.run(script, *arguments)]
+        return [
+            each.decode() if isinstance(each, bytes) else str(each) for each in self._writing.run(script, *arguments)
+        ]
 
     def _in_use(self, holder: str) -> StoreInUse:
         who = holder.partition(" ")[2] or "another program"
@@ -313,7 +317,7 @@ class RedisMedium:
     def _try(self, writes: Mapping[bytes, bytes | None], head: str) -> None:
         """One attempt; what it raises was not done, unless the connection was lost."""
         if not self._watched:
-            self._seen(self._writing.ask_all(self._watch))
+            self._seen(self._writing.ask_all([("UNWATCH",), *self._watch]))  # what was touched before is known
             if not self._watched:
                 self._find_out()
         commands, last = commands_of(writes, self._writing.keys, self._last)
@@ -335,7 +339,8 @@ class RedisMedium:
         self._seen(answers)
         if done is None:  # somebody has touched what is ours
             self._find_out()
-        for answer in (*answers[:-2], *(done or ())):  # the first one that was refused, which is why the others were
+        # The first one that was refused is why the others were.
+        for answer in (*answers[:-2], *(done if isinstance(done, list) else ())):
             if isinstance(answer, Exception):
                 raise answer
 
@@ -347,6 +352,16 @@ class RedisMedium:
     def _seen(self, answers: Sequence[Any]) -> None:
         """What the last two commands, those of `_watch`, have answered."""
         self._watched = answers[-2] == b"OK" and answers[-1] == self._head.encode()
+
+    def check(self) -> None:
+        """That all is as we left it.
+
+        Raises:
+            StoreUnavailable: it is not; nothing of the present transaction was written.
+            StoreInUse: another process has it.
+        """
+        self.renew()
+        self._check_not_moved()
 
     def _find_out(self) -> None:
         """Why we may not commit. Raises in any case."""

@@ -51,9 +51,7 @@ def look_at(link: Link, name: str, durability: str, *, to_read: bool = False) ->
         StoreError: it is too old, or may throw the store away to make room.
         FeatureUnsupported: it cannot promise what is asked.
     """
-    said = dict(
-        line.split(":", 1) for line in link.ask("INFO").decode(errors="replace").splitlines() if ":" in line
-    )
+    said = dict(line.split(":", 1) for line in link.ask("INFO").decode(errors="replace").splitlines() if ":" in line)
     version = _version(said.get("redis_version", ""))
     if version < VERSION_MIN:
         raise StoreError(
@@ -95,7 +93,9 @@ def _fsync(link: Link) -> str:
     """How the append-only file comes to the disk; "?" if the server does not say."""
     try:
         found = link.ask("CONFIG", "GET", "appendfsync")
-    except require_redis().exceptions.ResponseError:  # no right to it, or no such command: many who rent a server out do that
+    except (
+        require_redis().exceptions.ResponseError
+    ):  # no right to it, or no such command: many who rent a server out do that
         return "?"
     said = dict(zip(found[::2], found[1::2], strict=True)).get(b"appendfsync", b"?").decode()
     return said if said in _LOST or said == "always" else "?"

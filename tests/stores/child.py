@@ -18,6 +18,7 @@ from synckit_streams.model.exchange import Arrival, Place
 from synckit_streams.ports.store import EventStore, Opening
 from synckit_streams.runtime.registry import store_for
 from synckit_streams.stores.postgres import PostgresStore
+from synckit_streams.stores.redis import RedisStore
 from synckit_streams.stores.rocksdb import RocksDbStore
 from synckit_streams.stores.sqlite import SqliteStore
 
@@ -37,8 +38,10 @@ def say(what: str) -> None:
     sys.stdout.flush()
 
 
-def store_at(path: str, **options: Any) -> SqliteStore | PostgresStore | RocksDbStore:
-    """The store in a file, in a folder, or in a database."""
+def store_at(path: str, **options: Any) -> SqliteStore | PostgresStore | RocksDbStore | RedisStore:
+    """The store in a file, in a folder, in a database, or on a server."""
+    if path.startswith("redis:"):
+        return RedisStore(path, **options)
     if path.startswith("postgres"):
         return PostgresStore(path, **options)
     if path.startswith("rocksdb:"):
@@ -46,15 +49,18 @@ def store_at(path: str, **options: Any) -> SqliteStore | PostgresStore | RocksDb
     return SqliteStore(f"sqlite:///{quote(path)}", **options)
 
 
-async def hold(path: str) -> None:
+async def hold(path: str, **options: Any) -> None:
     """Open the store, and append one more event for each line that is read."""
-    store = store_at(path)
+    store = store_at(path, **options)
     await store.open(opening("holder"))
     await store.append([DRAFT], now_ms=NOW_MS)
     say("open")
     while await asyncio.to_thread(sys.stdin.readline):
-        await store.append([DRAFT], now_ms=NOW_MS)
-        say("wrote")
+        try:
+            await store.append([DRAFT], now_ms=NOW_MS)
+            say("wrote")
+        except StoreError as error:
+            say(type(error).__name__)
 
 
 async def look(path: str) -> None:

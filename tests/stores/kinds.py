@@ -13,8 +13,11 @@ KINDS: dict[str, Callable[[Path], str] | None] = {
     "sqlite": lambda folder: f"sqlite:///{folder}/till.db",
     "rocksdb": lambda folder: f"rocksdb:///{folder}/till",
     "postgres": None,
+    "redis": None,
 }
 """The URL of a store in a folder; None for one that a server has, which the fixture `NAME_server` starts."""
+OPTIONS = {"redis": "?durability=full"}
+"""What makes it keep what it was given, where it does not by itself."""
 
 
 def place_of(kind: str, request: pytest.FixtureRequest, folder: Path) -> tuple[str, Server | None]:
@@ -23,4 +26,4 @@ def place_of(kind: str, request: pytest.FixtureRequest, folder: Path) -> tuple[s
     if make is not None:
         return make(folder), None
     server: Server = request.getfixturevalue(f"{kind}_server")
-    return server.url, server
+    return server.url + OPTIONS.get(kind, ""), server
