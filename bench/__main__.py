@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench import append, bridging, brokers, cost, postgres, reading, way
+from bench import append, bridging, brokers, cost, postgres, reading, redis_store, way
 from bench.measure import Case, Row, Scale, Skipped
 
 RESULTS = Path(__file__).parent / "results.json"
@@ -29,6 +29,7 @@ CASES: list[Case] = [
     *bridging.cases(),
     *reading.cases(),
     *postgres.cases(),
+    *redis_store.cases(),
     *cost.cases(),
 ]
 

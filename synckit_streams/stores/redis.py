@@ -17,11 +17,9 @@ from synckit_streams.stores.kv_store import KeyValueStore, check_schema
 from synckit_streams.stores.ledger_store import Probe
 from synckit_streams.stores.redis_link import Link, require_redis, translate
 from synckit_streams.stores.redis_medium import RedisMedium
-from synckit_streams.stores.redis_url import check_durability, parse_url
+from synckit_streams.stores.redis_url import check_promises, parse_url
 from synckit_streams.sync.ledger import Ledger
 
-CLAIM_S = 10.0
-"""For how long a process may be silent, its machine asleep for instance, before another one can take its store."""
 LISTEN_CHECK_S = 0.2
 
 _log = logging.getLogger("synckit_streams.stores")
@@ -36,9 +34,9 @@ class RedisStore(KeyValueStore):
         url: `redis://user:password@host:port/database` (`rediss://` for TLS), with `?name=till-7&durability=full` if
             one likes; see `RedisStoreOptions`.
         durability: Instead of the URL's.
+        claim_s: Instead of the URL's.
         read_only: For looking on while another process has the store. Nothing is claimed or written.
         probe: See `Probe`.
-        claim_s: See `CLAIM_S`.
 
     Raises:
         ConfigError: the URL or an option is wrong.
@@ -52,16 +50,17 @@ class RedisStore(KeyValueStore):
         url: str,
         *,
         durability: str | None = None,
+        claim_s: float | None = None,
         read_only: bool = False,
         probe: Probe | None = None,
-        claim_s: float = CLAIM_S,
     ) -> None:
         require_redis()
         self._target = parse_url(url)
-        self._durability = durability or self._target.options.durability
-        check_durability(self._durability)
+        options = self._target.options
+        self._durability = options.durability if durability is None else durability
+        self._claim_s = options.claim_s if claim_s is None else claim_s
+        check_promises(self._durability, self._claim_s)
         super().__init__(str(self._target), read_only=read_only, threads=True, probe=probe)
-        self._claim_s = claim_s
         self.features = StoreFeatures(durable=self._durability == "full", listen=True, leases=True)
         self._beat: Beat | None = None
         self._given = 0
@@ -77,7 +76,7 @@ class RedisStore(KeyValueStore):
         medium = self.medium = RedisMedium(
             self._target,
             durability=self._durability,
-            claim_ms=max(int(self._claim_s * 1000), 1),
+            claim_ms=int(self._claim_s * 1000),
             node=opening.node,
             dice=opening.dice,
             follow=self._read_only,
@@ -178,8 +177,8 @@ class RedisStore(KeyValueStore):
             raise StoreError(f"{self.name} is another store now", hint="open it again to go on with that one")
         medium.begin_anew()
         _log.warning(
-            "%s: the server no longer has what was there, by restart, restore or another process; the node goes on with "
-            "what it has, as a new incarnation; what it had sent comes back from its peers",
+            "%s: the server no longer has what was there, by restart, restore or another process; the node goes on as "
+            "a new incarnation; what it had sent comes back from its peers",
             self.name,
         )
         self._begin_life({**meta, "store": self.id}, self._opening, "")

@@ -61,8 +61,8 @@ def translate(error: BaseException, name: str) -> BaseException:
     if isinstance(error, driver.NoPermissionError):
         return StoreDenied(
             f"{name}: {said}",
-            hint="the user needs the keys ~sk-store:* and the channels &sk-store:*, and +@all -@admin -@dangerous +info "
-            "+config|get",
+            hint="the user needs the keys ~sk-store:* and the channels &sk-store:*, and +@all -@admin -@dangerous "
+            "+info +config|get",
         )
     if isinstance(error, driver.OutOfMemoryError) or said.startswith("OOM") or "maxmemory" in said:
         return StoreFull(

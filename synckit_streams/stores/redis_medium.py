@@ -1,9 +1,9 @@
 """A Redis server as a medium: whose the store there is, what is asked of it, and what became of a commit.
 
-Theory of operation. The server is shared, may be put back, and may be lost in the middle of a commit. Against all three
+Theory of operation. The server is shared, may be put back, and may be lost in the middle of a commit. Against all that
 stand two things: a *claim* that one process has, which ends by itself when it is not renewed, and a *head*, the name of
-the last commit, which no other one ever had. A commit is a MULTI that is done only if nobody has touched the head or the
-rows since the last one: the connection watches them (WATCH), and has seen the head as we left it. So a process that
+the last commit, which no other one ever had. A commit is a MULTI that is done only if nobody has touched the head or
+the rows since the last one: the connection watches them (WATCH), and has seen the head as we left it. So a process that
 slept through the end of its claim writes nothing once another one has taken the store, which renames the head.
 
 Over each new connection the claim is taken again and the head renamed (`redis_scripts.TAKE`). What is still on its way
@@ -119,9 +119,7 @@ class RedisMedium:
         try:
             if self._claimed and self._writing.connected:
                 server = f"{self.server.identity} {self._target.options.name}"
-                self._writing.run(
-                    scripts.RELEASE, self._claim, "", self._head, clean and not self.moved and clean, server
-                )
+                self._writing.run(scripts.RELEASE, self._claim, "", self._head, "" if self.moved else clean, server)
         except Exception:  # noqa: BLE001 - the claim then ends by itself
             pass
         finally:
@@ -386,7 +384,8 @@ class RedisMedium:
                 if time.monotonic() > until:
                     self.moved = True  # whatever it turns out to have
                     raise StoreUnavailable(
-                        f"{self._name}: the connection was lost in the middle of a commit; whether it was done is not known",
+                        f"{self._name}: the connection was lost in the middle of a commit; whether it was done is not "
+                        "known",
                         hint="a retry is safe for everything but drafts without an id: give those an id, or look for "
                         "them first",
                     ) from error
@@ -409,8 +408,8 @@ class RedisMedium:
                     raise
                 time.sleep(SETTLE_AGAIN_S)
         raise StoreUnavailable(
-            f"{self._name}: it was written, but the server does not say that it is on the disk; it is not known whether "
-            "it will last",
+            f"{self._name}: it was written, but the server does not say that it is on the disk; whether it will last "
+            "is not known",
             hint="look at the server's disk; a retry is safe for everything but drafts without an id",
         )
 

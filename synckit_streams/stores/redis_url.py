@@ -13,7 +13,9 @@ from synckit_streams.errors import ConfigError
 
 NAME = "synckit"
 NAME_BYTES_MAX = 200
-_HINT = "write redis://host:6379/0?name=till-7; options are name, durability, tls_ca, tls_cert and tls_key"
+CLAIM_S_MIN = 0.1
+CLAIM_S_MAX = 3600.0
+_HINT = "write redis://host:6379/0?name=till-7; options are name, durability, claim_s, tls_ca, tls_cert and tls_key"
 
 
 class RedisStoreOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -23,6 +25,8 @@ class RedisStoreOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         name: Of the store on the server.
         durability: "server": an append has returned when the server has it, and how safe it is there is the server's
             affair. "full": when it is in the server's append-only file, on the disk.
+        claim_s: For how long a process may be silent, its machine asleep for instance, before another one can take its
+            store. One that was killed keeps the next one waiting for so long.
         tls_ca: File with the certificates to trust (`rediss://`), instead of the system's.
         tls_cert: File with our certificate, when the server asks for one.
         tls_key: Its key, if not in the same file.
@@ -30,6 +34,7 @@ class RedisStoreOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
     name: str = NAME
     durability: str = "server"
+    claim_s: float = 10.0
     tls_ca: str = ""
     tls_cert: str = ""
     tls_key: str = ""
@@ -68,7 +73,7 @@ def parse_url(url: str) -> Target:
         parts = urlsplit(url)
         port, database = parts.port or 6379, int(parts.path.strip("/") or 0)
         given = dict(parse_qsl(parts.query, keep_blank_values=True, errors="strict", strict_parsing=bool(parts.query)))
-        options = msgspec.convert(given, RedisStoreOptions)
+        options = msgspec.convert(given, RedisStoreOptions, strict=False)
         name_bytes = len(options.name.encode())
     except (ValueError, msgspec.ValidationError) as error:
         raise ConfigError(f"the URL of the Redis store cannot be read: {error}", hint=_HINT) from None
@@ -78,7 +83,7 @@ def parse_url(url: str) -> Target:
         raise ConfigError(
             f"{options.name!r:.80} cannot be the name of a store", hint=f"choose 1 to {NAME_BYTES_MAX} bytes"
         )
-    check_durability(options.durability)
+    check_promises(options.durability, options.claim_s)
     target = Target(
         parts.hostname,
         port,
@@ -95,10 +100,12 @@ def parse_url(url: str) -> Target:
     return target
 
 
-def check_durability(durability: str) -> None:
-    """Raises ConfigError: there is no such word."""
+def check_promises(durability: str, claim_s: float) -> None:
+    """Raises ConfigError: there is no such durability, or a claim cannot hold for so long."""
     if durability not in ("server", "full"):
         raise ConfigError(f"durability={durability} is unknown", hint="write durability=server or durability=full")
+    if not CLAIM_S_MIN <= claim_s <= CLAIM_S_MAX:
+        raise ConfigError(f"claim_s={claim_s:g}", hint=f"choose {CLAIM_S_MIN:g} to {CLAIM_S_MAX:g} seconds")
 
 
 def _check_certificates(target: Target) -> None:

@@ -27,6 +27,7 @@ NAMES = [
         "postgres-8-processes",
         "postgres-wake",
     ),
+    "redis-append",
     *("one-missing-event", "one-missing-event-opened", "sync-memory-growth"),
 ]
 

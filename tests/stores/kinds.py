@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from synckit_streams.testing import RedisServer
 from synckit_streams.testing.server import Server
 
 KINDS: dict[str, Callable[[Path], str] | None] = {
@@ -16,8 +17,6 @@ KINDS: dict[str, Callable[[Path], str] | None] = {
     "redis": None,
 }
 """The URL of a store in a folder; None for one that a server has, which the fixture `NAME_server` starts."""
-OPTIONS = {"redis": "?durability=full"}
-"""What makes it keep what it was given, where it does not by itself."""
 
 
 def place_of(kind: str, request: pytest.FixtureRequest, folder: Path) -> tuple[str, Server | None]:
@@ -26,4 +25,8 @@ def place_of(kind: str, request: pytest.FixtureRequest, folder: Path) -> tuple[s
     if make is not None:
         return make(folder), None
     server: Server = request.getfixturevalue(f"{kind}_server")
-    return server.url + OPTIONS.get(kind, ""), server
+    if isinstance(server, RedisServer):  # as it comes it may lose what it has not brought to its disk
+        server.appendfsync = "always"
+        server.restart()
+        return f"{server.url}?claim_s=1", server
+    return server.url, server
