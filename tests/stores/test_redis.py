@@ -243,15 +243,25 @@ async def test_a_restart_between_close_and_open_begins_a_new_incarnation(redis_s
 async def test_a_connection_lost_in_the_middle_of_a_commit(redis_url: str, client: Any, lost: str) -> None:
     """The commit was done, or was not: the store finds out, and it is there once, under the same origin."""
     name = uuid.uuid4().hex
-    async with FaultProxy(redis_url) as proxy, opened(f"{proxy.url}?name={name}") as store:
+    loop, armed = asyncio.get_running_loop(), False
+
+    async def freeze() -> None:
+        proxy.freeze("down" if lost == "answer" else "up")
+
+    def probe(step: str) -> None:
+        if armed and step == "commit":
+            asyncio.run_coroutine_threadsafe(freeze(), loop).result(20)
+
+    async with FaultProxy(redis_url) as proxy, opened(f"{proxy.url}?name={name}", probe=probe) as store:
         first = await write(store, 1)
         with client.pubsub(ignore_subscribe_messages=True) as ear:
             ear.subscribe(f"sk-store:{{{name}}}")
             ear.get_message(timeout=1.0)
-            proxy.freeze("down" if lost == "answer" else "up")
+            armed = True
             writing = asyncio.create_task(write(store, 2))
             heard = asyncio.to_thread(ear.get_message, timeout=20.0 if lost == "answer" else 0.3)
             assert (await heard is not None) == (lost == "answer")
+            armed = False
         proxy.cut()
         proxy.heal()
         second = await asyncio.wait_for(writing, 30)
