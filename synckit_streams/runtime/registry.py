@@ -12,8 +12,8 @@ from synckit_streams.ports.connector import Connector
 from synckit_streams.ports.store import EventStore
 from synckit_streams.runtime.settings import CONNECTOR, STORE, check_part
 
-# Named in the mission, and not there yet: the error says so instead of guessing at a spelling mistake.
-_COMING: dict[str, set[str]] = {"connector": {"http", "https"}, "store": set()}
+# Connectors named in the mission, and not there yet: the error says so instead of guessing at a spelling mistake.
+_COMING = {"http", "https"}
 
 
 def _scheme(url: str, what: str) -> str:
@@ -59,7 +59,7 @@ def connector_for(url: str | Connector, **options: Any) -> Connector:
     scheme = _scheme(url, "connector")
     cls, known = _find("synckit_streams.connectors", scheme)
     if cls is None:
-        later = " (it comes with a later release)" if scheme in _COMING["connector"] else ""
+        later = " (it comes with a later release)" if scheme in _COMING else ""
         raise ConnectorNotFound(f"no connector for {scheme}://{later}", hint=f"known: {', '.join(known)}")
     connector: Connector = cls(url, **options)
     return connector
@@ -79,7 +79,6 @@ def store_for(url: str | EventStore, **options: Any) -> EventStore:
     scheme = _scheme(url, "store")
     cls, known = _find("synckit_streams.stores", scheme)
     if cls is None:
-        later = " (it comes with a later release)" if scheme in _COMING["store"] else ""
-        raise StoreNotFound(f"no store for {scheme}:{later}", hint=f"known: {', '.join(known)}")
+        raise StoreNotFound(f"no store for {scheme}:", hint=f"known: {', '.join(known)}")
     store: EventStore = cls(url, **options)
     return store

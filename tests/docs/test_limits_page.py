@@ -27,6 +27,7 @@ INTERNAL = {
     "sync.places.RUN_EVENTS_MAX": "how places are stored",
     "stores.kv_reading.LOOKS_MAX": "how often a key is looked up that has just moved",
     "stores.kv_runs.RUN_MAX": "how the indexes by key and id are stored",
+    "stores.redis_medium.TRIES_MAX": "how often a commit is sent that did not arrive",
     "stores.rocksdb_medium.CATCH_UP_MAX": "how often a reader tries to catch up with a writer",
     "stores.place_rows.LAST_MAX": "how places are stored",
     "stores.place_rows.UNEVEN_MAX": "how places are stored",
