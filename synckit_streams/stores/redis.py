@@ -35,7 +35,7 @@ class RedisStore(KeyValueStore):
             one likes; see `RedisStoreOptions`.
         durability: Instead of the URL's.
         claim_s: Instead of the URL's.
-        read_only: For looking on while another process has the store. Nothing is claimed or written.
+        read_only: See `EventStore`.
         probe: See `Probe`.
 
     Raises:
@@ -79,7 +79,7 @@ class RedisStore(KeyValueStore):
             claim_ms=int(self._claim_s * 1000),
             node=opening.node,
             dice=opening.dice,
-            follow=self._read_only,
+            follow=self.read_only,
         )
         try:
             token = medium.open()
@@ -90,12 +90,11 @@ class RedisStore(KeyValueStore):
         if medium.server.risk and str(self._target) not in _warned:
             _warned.add(str(self._target))
             _log.warning(
-                "%s: %s. For appends that last: `appendonly yes` and `appendfsync always` on the server, or "
-                "?durability=full",
+                "%s: %s. For appends that last: `appendonly yes` and `appendfsync always` on the server",
                 self.name,
                 medium.server.risk,
             )
-        if self._read_only:
+        if self.read_only:
             self._beat = Beat(self._listen)
         else:
             self._beat = Beat(self._keep_claim)
@@ -134,6 +133,10 @@ class RedisStore(KeyValueStore):
             link.drop()
             over.wait(LISTEN_CHECK_S)
 
+    async def size_bytes(self) -> int:
+        """See `EventStore`: of the server's memory."""
+        return await self._read(lambda: self.medium.size_bytes())
+
     # --- where the server was put back -------------------------------------------------------------------------------
 
     def _load(self, ledger: Ledger, node: str) -> None:
@@ -161,7 +164,7 @@ class RedisStore(KeyValueStore):
 
     def _follow_server(self) -> None:
         """Go on as another incarnation with what the server has, if that is not what we left there."""
-        if self._read_only:
+        if self.read_only:
             return
         medium = self.medium
         medium.ready()

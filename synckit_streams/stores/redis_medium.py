@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from threading import get_ident
 from typing import Any, TypeVar
 
-from synckit_streams.errors import StoreCorrupt, StoreInUse, StoreUnavailable
+from synckit_streams.errors import StoreCorrupt, StoreInUse, StoreMissing, StoreUnavailable
 from synckit_streams.stores import kv_keys as keys
 from synckit_streams.stores import redis_scripts as scripts
 from synckit_streams.stores.kv_medium import PAGE_BYTES, Pair, Range
@@ -35,8 +35,6 @@ SETTLE_S = 10.0
 SETTLE_AGAIN_S = 0.05
 TRIES_MAX = 3
 """How often a commit is sent that turned out not to have arrived."""
-DISK_MS = 5_000
-"""How long to wait for the server's disk before asking again."""
 
 OF_AGGREGATE_BYTES = 20
 """Of a value of `OF_AGGREGATE`, which stands behind its key in the order."""
@@ -108,6 +106,8 @@ class RedisMedium:
                 hint="give the store a name of its own: ?name=till-7",
             )
         if self._follow:
+            if not marked:
+                raise StoreMissing(f"there is no store at {self._name}")
             return ""
         clean, server = self._patiently_taken()
         self.moved = False
@@ -259,9 +259,15 @@ class RedisMedium:
                     raise
         raise AssertionError  # for mypy: the second time it returns or raises
 
-    def get_many(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
-        """See `Medium`. Rows of `OF_AGGREGATE` are only read in their order."""
-        return self._ask(lambda link: link.get_many(keys))
+    def get_many(self, wanted: Sequence[bytes], /) -> Sequence[bytes | None]:
+        """See `Medium`."""
+        found = list(self._ask(lambda link: link.get_many(wanted)))
+        in_order = [at for at, key in enumerate(wanted) if key[:1] == keys.OF_AGGREGATE]
+        if in_order:
+            ranges = [(wanted[at], wanted[at] + b"\xff" * OF_AGGREGATE_BYTES) for at in in_order]
+            for at, pairs in zip(in_order, self.pages(ranges), strict=True):
+                found[at] = pairs[0][1] if pairs else None
+        return found
 
     def page(self, start: bytes, end: bytes, limit: int, *, reverse: bool = False) -> list[Pair]:
         """See `Medium`. A range lies within the log, or has nothing of it."""
@@ -278,6 +284,11 @@ class RedisMedium:
         """See `Medium`."""
         rows = self._ask(lambda link: link.run(scripts.PAGES, *[bound for each in ranges for bound in each]))
         return [self._pairs(*each) for each in zip(rows[::2], rows[1::2], strict=True)]
+
+    def size_bytes(self) -> int:
+        """Of the server's memory, by a sample of the rows."""
+        names = [self._target.key(part) for part in ("", "order", "head")]
+        return sum(self._ask(lambda link, name=name: link.ask("MEMORY", "USAGE", name)) or 0 for name in names)  # type: ignore[misc]
 
     def _pairs(self, found: Sequence[bytes], values: Sequence[bytes | None]) -> list[Pair]:
         if found and found[0][:1] == keys.OF_AGGREGATE:
@@ -309,8 +320,6 @@ class RedisMedium:
                     break
         else:
             raise StoreUnavailable(f"{self._name}: the connection is lost again and again; nothing was written")
-        if self.server.waits:
-            self._wait_for_disk()
 
     def _try(self, writes: Mapping[bytes, bytes | None], head: str) -> None:
         """One attempt; what it raises was not done, unless the connection was lost."""
@@ -393,25 +402,6 @@ class RedisMedium:
             else:
                 self._check_not_moved()
                 return done
-
-    def _wait_for_disk(self) -> None:
-        """Until all that was committed is on the server's disk, however often the connection is lost meanwhile."""
-        until = time.monotonic() + SETTLE_S
-        while time.monotonic() < until:
-            try:
-                self.ready()
-                self._check_not_moved()
-                if self._lossy(lambda: self._writing.ask("WAITAOF", 1, 0, DISK_MS))[0]:
-                    return
-            except Exception as error:
-                if not is_lost(error):
-                    raise
-                time.sleep(SETTLE_AGAIN_S)
-        raise StoreUnavailable(
-            f"{self._name}: it was written, but the server does not say that it is on the disk; whether it will last "
-            "is not known",
-            hint="look at the server's disk; a retry is safe for everything but drafts without an id",
-        )
 
 
 def position_from(bound: bytes) -> int:

@@ -9,8 +9,6 @@ from synckit_streams.stores.redis_link import Link, require_redis
 
 VERSION_MIN = (7, 0)
 """From then on a script that finds no room writes nothing at all, and one may ask for several settings at once."""
-VERSION_WAITS_MIN = (7, 2)
-"""From then on one may wait until what was written is on the disk (WAITAOF)."""
 
 _LOST = {
     "": "keeps no append-only file: what came after its last snapshot is lost when it ends",
@@ -27,13 +25,11 @@ class Server(NamedTuple):
     Args:
         identity: Another one when it was started again, or became a primary; "" if it does not say.
         durable: Whether an append that was acknowledged is on the disk.
-        waits: Whether one has to wait for that after each commit.
         risk: What could be lost, in words; "" for nothing.
     """
 
     identity: str
     durable: bool
-    waits: bool
     risk: str
 
 
@@ -60,7 +56,7 @@ def look_at(link: Link, name: str, durability: str, *, to_read: bool = False) ->
         )
     identity = f"{said['run_id']} {said['master_replid']}" if {"run_id", "master_replid"} <= said.keys() else ""
     if to_read:
-        return Server(identity, durable=False, waits=False, risk="")
+        return Server(identity, durable=False, risk="")
     if said.get("role", "master") != "master":
         raise StoreUnavailable(f"{name} is on a replica", hint="a node needs the primary")
     policy = said.get("maxmemory_policy", "noeviction")
@@ -71,15 +67,15 @@ def look_at(link: Link, name: str, durability: str, *, to_read: bool = False) ->
         )
     fsync = _fsync(link) if said.get("aof_enabled") == "1" else ""
     if fsync == "always":
-        return Server(identity, durable=True, waits=False, risk="")
+        return Server(identity, durable=True, risk="")
     if durability == "full":
-        if fsync not in ("everysec", "?") or version < VERSION_WAITS_MIN:
-            raise FeatureUnsupported(
-                f"{name} cannot have durability=full: the server {_LOST[fsync]}",
-                hint="set appendonly yes and appendfsync always on the server (or everysec, from Redis 7.2 on)",
-            )
-        return Server(identity, durable=True, waits=True, risk="")
-    return Server(identity, durable=False, waits=False, risk=f"the server {_LOST[fsync]}")
+        # One could wait for the disk after each commit (WAITAOF), but with `everysec` Redis 7.4 and Valkey 9.1 answer
+        # before it has anything: https://github.com/redis/redis/pull/13793, and seen with our own test server.
+        raise FeatureUnsupported(
+            f"{name} cannot have durability=full: the server {_LOST[fsync]}",
+            hint="set appendonly yes and appendfsync always on the server",
+        )
+    return Server(identity, durable=False, risk=f"the server {_LOST[fsync]}")
 
 
 def _version(said: str) -> tuple[int, ...]:

@@ -23,8 +23,8 @@ class RedisStoreOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
     Args:
         name: Of the store on the server.
-        durability: "server": an append has returned when the server has it, and how safe it is there is the server's
-            affair. "full": when it is in the server's append-only file, on the disk.
+        durability: "full": a server that could lose an append which it has acknowledged is refused. "server": it is
+            taken, with a warning.
         claim_s: For how long a process may be silent, its machine asleep for instance, before another one can take its
             store. One that was killed keeps the next one waiting for so long.
         tls_ca: File with the certificates to trust (`rediss://`), instead of the system's.

@@ -123,9 +123,9 @@ class RedisMedia:
         self.prefix = prefix
         self.options = options
 
-    def make(self, medium: str, *, probe: Probe | None = None) -> RedisStore:
+    def make(self, medium: str, *, probe: Probe | None = None, read_only: bool = False) -> RedisStore:
         """See `Media`."""
-        return RedisStore(self.at(medium), probe=probe, **self.options)
+        return RedisStore(self.at(medium), probe=probe, read_only=read_only, **self.options)
 
     def at(self, medium: str) -> str:
         """The URL of a store."""
