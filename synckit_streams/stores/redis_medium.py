@@ -134,6 +134,7 @@ class RedisMedium:
 
     def _connect(self) -> None:
         if not self._writing.connected:
+            self._claimed = self._watched = False  # so it was with the one that was lost
             self._writing.connect()
             try:
                 self.server = look_at(self._writing, self._name, self._durability, to_read=self._follow)
@@ -206,7 +207,7 @@ class RedisMedium:
     def renew(self) -> None:
         """Say that we are still there, and see that all is as we left it."""
         self.ready()
-        said, found, *_ = self._lossy(lambda: self._run(scripts.RENEW, self._claim, self._claim_ms, self._head))
+        said, found, *_ = self._run(scripts.RENEW, self._claim, self._claim_ms, self._head)
         self._heard(said, found)
 
     def _heard(self, said: str, found: str) -> None:
@@ -232,15 +233,6 @@ class RedisMedium:
                 hint="try again: the node goes on as a new incarnation, and gets what it had sent back from its peers",
             )
 
-    def _lossy(self, work: Callable[[], _T]) -> _T:
-        """What the writer's connection gives, which is not ours any more once it was lost."""
-        try:
-            return work()
-        except Exception as error:
-            if is_lost(error):
-                self._claimed = self._watched = False
-            raise
-
     # --- reading -----------------------------------------------------------------------------------------------------
 
     def _ask(self, work: Callable[[Link], _T]) -> _T:
@@ -251,8 +243,8 @@ class RedisMedium:
             try:
                 if writing:
                     self.ready()
-                    return self._lossy(lambda: work(link))
-                link.connect()
+                else:
+                    link.connect()
                 return work(link)
             except Exception as error:
                 if not again or not is_lost(error):
@@ -311,15 +303,14 @@ class RedisMedium:
             self._check_not_moved()
             head = self._new_head()
             try:
-                self._lossy(lambda head=head: self._try(writes, head))  # type: ignore[misc]
-                break
-            except Exception as error:
-                if not is_lost(error):
+                self._try(writes, head)
+                return
+            except Exception:
+                if self._writing.connected:  # refused
                     raise
                 if self._was_done(head):
-                    break
-        else:
-            raise StoreUnavailable(f"{self._name}: the connection is lost again and again; nothing was written")
+                    return
+        raise StoreUnavailable(f"{self._name}: the connection is lost again and again; nothing was written")
 
     def _try(self, writes: Mapping[bytes, bytes | None], head: str) -> None:
         """One attempt; what it raises was not done, unless the connection was lost."""
@@ -343,6 +334,7 @@ class RedisMedium:
         done = answers[-3]
         if isinstance(done, list):
             self._head, self._last = head, last
+            self.moved = any(isinstance(answer, Exception) for answer in done)  # half of it: whatever there is now
         self._seen(answers)
         if done is None:  # somebody has touched what is ours
             self._find_out()
@@ -386,7 +378,7 @@ class RedisMedium:
         until = time.monotonic() + SETTLE_S
         while True:
             try:
-                done = self._lossy(lambda: self._settled(head))
+                done = self._settled(head)
             except Exception as error:
                 if isinstance(error, StoreInUse):
                     raise

@@ -53,7 +53,8 @@ RENEW = _script(
     + """
 local head = redis.call('HGET', KEYS[3], 'head') or ''
 if head ~= ARGV[3] then return {'moved', head} end
-redis.call('SET', KEYS[4], ARGV[1], 'PX', ARGV[2])
+if holder then redis.call('PEXPIRE', KEYS[4], ARGV[2]) -- which also a server does that has no room
+else redis.call('SET', KEYS[4], ARGV[1], 'PX', ARGV[2]) end
 return {'ours', head}
 """
 )

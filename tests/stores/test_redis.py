@@ -355,9 +355,14 @@ async def test_a_server_that_hides_its_settings(redis_server: RedisServer, caplo
 async def test_a_server_without_room(redis_server: RedisServer) -> None:
     """Nothing of the call is there, reading goes on, and writing when there is room again."""
     with redis.Redis.from_url(redis_server.url) as client:
-        async with opened(redis_server.url) as store:
+        async with opened(redis_server.url, claim_s=0.5) as store:
             first = await write(store, 1)
             client.config_set("maxmemory", "1")
+            claim = "sk-store:{synckit}:claim"
+            client.pexpire(claim, 100_000)
+            async with asyncio.timeout(20):
+                while client.pttl(claim) > 500:  # until it was renewed
+                    await store.end()
             with pytest.raises(StoreFull, match="maxmemory"):
                 await write(store, 2)
             assert [each.event.data for each in await store.log(after=None, limit=10)] == [1]
