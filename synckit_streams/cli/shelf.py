@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import quote
@@ -13,7 +13,7 @@ from synckit_streams.cli.offices import OFFICES
 from synckit_streams.errors import ConfigError
 from synckit_streams.ports.store import EventStore
 from synckit_streams.stores.memory import MemoryDisk, MemoryStore
-from synckit_streams.testing.brokers import Server
+from synckit_streams.testing.brokers import RedisServer, Server
 from synckit_streams.testing.postgres_server import PostgresServer
 
 
@@ -96,6 +96,20 @@ class Schemas(Shelf):
         return f"{self.table}_{office}"
 
 
+class Names(Shelf):
+    """A name each on a Redis server."""
+
+    each_in = "a Redis server, under a name"
+    table = ""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def place(self, office: str) -> str:
+        """See `Shelf`."""
+        return f"{self._url}?name={office}"
+
+
 class Memory(Shelf):
     """In memory."""
 
@@ -114,7 +128,11 @@ class Memory(Shelf):
 
 
 ON_DISK: dict[str, type[Kept]] = {"sqlite": Files, "rocksdb": Folders}
-KINDS = (*ON_DISK, "postgres", "memory")
+SERVED: dict[str, tuple[Callable[[], Server], Callable[[str], Shelf]]] = {
+    "postgres": (PostgresServer, Schemas),
+    "redis": (lambda: RedisServer(appendfsync="always"), Names),
+}
+KINDS = (*ON_DISK, *SERVED, "memory")
 
 
 @asynccontextmanager
@@ -133,11 +151,12 @@ async def shelf(kind: str, directory: Path) -> AsyncIterator[Shelf]:
         yield ON_DISK[kind](directory)
     elif kind == "memory":
         yield Memory()
-    elif kind == "postgres":
-        server: Server = PostgresServer()
+    elif kind in SERVED:
+        make, stores = SERVED[kind]
+        server = make()
         await asyncio.to_thread(server.start)
         try:
-            yield Schemas(server.url)
+            yield stores(server.url)
         finally:
             await asyncio.to_thread(server.close)
     else:

@@ -218,11 +218,11 @@ def test_stores_of_an_earlier_demo_are_not_touched(kept: Path, synckit: Command)
     assert (kept / "offices" / "west.db").read_bytes() == before
 
 
-@pytest.mark.parametrize("store", ["rocksdb", "memory", "postgres"])
+@pytest.mark.parametrize("store", ["rocksdb", "memory", "postgres", "redis"])
 def test_the_offices_may_keep_what_they_like(synckit: Command, store: str, request: pytest.FixtureRequest) -> None:
     """It ends alike in any store."""
-    if store == "postgres":
-        request.getfixturevalue("postgres_url")  # whoever lacks the server is told
+    if store in ("postgres", "redis"):
+        request.getfixturevalue(f"{store}_url")  # whoever lacks the server is told
     done = synckit("demo", "--connector", "memory", "--store", store, "--json")
     assert done.status == 0, done.err
     assert (done.json["events"], done.json["conflicts"], done.json["lost"], done.json["duplicates"]) == (
