@@ -89,7 +89,7 @@ async def refused(url: str, kind: type[Exception], match: str, **options: Any) -
 
 async def test_a_second_process_is_refused_and_told_who_has_it(url: str) -> None:
     """As soon as the first one is seen to live; when it has closed, the store is there for the next."""
-    async with opened(url, claim_s=0.5) as store:
+    async with opened(url, claim_s=3) as store:
         await write(store)
         hint = await refused(url, StoreInUse, f"node till-7, process {os.getpid()}")
         assert "?name=" in hint
