@@ -123,7 +123,7 @@ def process(tmp_path: Path) -> Iterator[Callable[..., Process]]:
         each.popen.communicate()
 
 
-KINDS = ("sqlite", "rocksdb", "postgres")
+KINDS = ("sqlite", "rocksdb", "postgres", "redis")
 """The stores that keep what they were given."""
 
 
@@ -136,6 +136,9 @@ def url_of(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str, str
             return f"sqlite:///{tmp_path}/{name}.db"
         if kind == "rocksdb":
             return f"rocksdb:///{tmp_path}/{name}"
+        if kind == "redis":
+            server: str = request.getfixturevalue("redis_url")
+            return f"{server}?name={name}-{tmp_path.name}"
         database: str = request.getfixturevalue("database")
         return f"{database}?schema={name}"
 

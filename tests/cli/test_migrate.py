@@ -43,7 +43,7 @@ async def _look(url: str) -> EventStore:
 async def _same(source: str, target: str) -> None:
     one, other = await _look(source), await _look(target)
     assert await differences(one, other) == []
-    log, there = await read(one, page=1_000), await audit(other)
+    log, there = await read(one, page=1_000), await audit(other, rows=1_000)
     assert [(each.position, each.event, each.twin) for each in log] == [
         (each.position, each.event, each.twin) for each in there
     ]

@@ -109,9 +109,9 @@ async def read(store: EventStore, topic: str | None = None, *, page: int = 7) ->
     return found
 
 
-async def audit(store: EventStore) -> list[Stored]:
+async def audit(store: EventStore, *, rows: int = 7) -> list[Stored]:
     """That everything the store says follows from its log; gives the log."""
-    log = await read(store)
+    log = await read(store, page=rows)
     positions = [each.position for each in log]
     assert positions == sorted(set(positions)), "positions ascend"
     assert await store.end() == Offset(store.id, positions[-1] if positions else 0)
@@ -125,7 +125,7 @@ async def audit(store: EventStore) -> list[Stored]:
     assert await store.topics() == sorted({each.event.topic for each in log})
     for topic in {*TOPICS, *(key.topic for key in keys)}:
         of_topic = [each for each in log if each.event.topic == topic]
-        assert await read(store, topic) == of_topic
+        assert await read(store, topic, page=rows) == of_topic
         summary = await store.summary(topic)
         assert summary.seen == Seen.of(each.event.dot for each in of_topic), "Seen is what is in the log"
         assert dict(summary.sums) == sums(each.event for each in of_topic), "sums are those of the log"

@@ -107,7 +107,9 @@ async def test_only_what_was_not_on_disk_comes_again(tmp_path: Path, topic: str)
     with NatsServer(tmp_path, sync_always=True) as server:
 
         def written() -> float:
-            return max(each.stat().st_mtime_ns for each in server.store_dir.rglob("obs/**/*.dat"))
+            there = [each.stat() for each in server.store_dir.rglob("obs/**/*.dat")]
+            # The server empties a file before it writes it anew, and forgets the group if it is killed in between.
+            return max(each.st_mtime_ns for each in there) if all(each.st_size for each in there) else 0
 
         async with running(server.url, timeout_s=20) as connector:
             await connector.send(topic, numbers(1, 400))
