@@ -85,14 +85,18 @@ class Links:
             each.mkdir()
         self.renew()
 
-    def renew(self) -> None:
-        """Make them those of the files that are there now."""
-        there = {each.name for each in self._path.iterdir()} - {CONFIG}
+    def renew(self) -> dict[str, tuple[int, int]]:
+        """Make them those of the files that are there now; gives the size and the time of each: whatever is written
+        makes one of them longer."""
+        with os.scandir(self._path) as entries:
+            there = {each.name: (each.stat().st_size, each.stat().st_mtime_ns) for each in entries}
+        there.pop(CONFIG, None)
         here = {each.name for each in self.folder.iterdir()} - {CONFIG}
-        for name in here - there:
+        for name in here - there.keys():
             (self.folder / name).unlink()
-        for name in there - here:
+        for name in there.keys() - here:
             (self.folder / name).symlink_to(self._path / name)
+        return there
 
     def close(self) -> None:
         """Remove them."""
@@ -122,6 +126,8 @@ class RocksMedium:
         self._lock = Lock()
         self._links: Links | None = None
         """For looking on, and for reading what cannot be opened for writing again."""
+        self._caught_up: dict[str, tuple[int, int]] = {}
+        """The files as they were when we looked at what somebody else has written; to look takes milliseconds."""
 
     # --- opening and closing -----------------------------------------------------------------------------------------
 
@@ -257,8 +263,10 @@ class RocksMedium:
         if self._follow and self._links is not None:
             for again in reversed(range(CATCH_UP_MAX)):
                 try:
-                    self._links.renew()
-                    self.database.try_catch_up_with_primary()
+                    there = self._links.renew()
+                    if there != self._caught_up:
+                        self.database.try_catch_up_with_primary()
+                        self._caught_up = there
                     break
                 except Exception:
                     if not again:  # files come and go just then
