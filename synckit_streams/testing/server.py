@@ -13,7 +13,8 @@ import sys
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Final, Self
@@ -21,17 +22,21 @@ from typing import ClassVar, Final, Self
 from synckit_streams.errors import ConfigError, ConnectorError, Timeout
 
 # Between us and the server stands a small process that holds the other end of a pipe. One byte is an order (t: the
-# signal to end, k: SIGKILL); end of file means that we are gone, and is answered with SIGKILL. The pipe is there before
-# the server is, so at no moment would our death leave it behind; and only its real parent signals it, so no reused pid
-# is ever hit. The usual alternative, prctl(PR_SET_PDEATHSIG) in a preexec_fn, is Linux only, runs Python between fork
-# and exec (unsafe beside threads) and fires when the *thread* that forked ends, not the process.
+# signal to end, k: SIGKILL, f: SIGSTOP, answered when every thread has stopped, c: SIGCONT); end of file means that
+# we are gone, and is answered with SIGKILL. The pipe is there before the server is, so at no moment would our death
+# leave it behind; and only its real parent signals it, so no reused pid is ever hit. The usual alternative,
+# prctl(PR_SET_PDEATHSIG) in a preexec_fn, is Linux only, runs Python between fork and exec (unsafe beside threads)
+# and fires when the *thread* that forked ends, not the process.
 _GUARD: Final = """
-import os, subprocess, sys, threading
+import os, signal, subprocess, sys, threading
 server = subprocess.Popen(sys.argv[2:], stdin=subprocess.DEVNULL, stdout=sys.stderr)
 os.write(1, b"%d\\n" % server.pid)
 def obey():
-    while os.read(0, 1) == b"t":
-        server.send_signal(int(sys.argv[1]))
+    while (order := os.read(0, 1)) in {b"t", b"f", b"c"}:
+        server.send_signal({b"t": int(sys.argv[1]), b"f": signal.SIGSTOP, b"c": signal.SIGCONT}[order])
+        if order == b"f":
+            os.waitpid(server.pid, os.WUNTRACED)
+            os.write(1, b"frozen\\n")
     server.kill()
 threading.Thread(target=obey, daemon=True).start()
 os._exit(server.wait() & 0xFF)
@@ -156,6 +161,25 @@ class Server(ABC):
     def kill(self) -> None:
         """End it with SIGKILL and wait; the data stay as they are on disk."""
         self._end(b"k", 30.0)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """It is there, its connections are open, and it does nothing, until the block ends: SIGSTOP and SIGCONT.
+
+        Of PostgreSQL only the process that accepts connections is frozen; those that are open go on.
+
+        Raises:
+            ConnectorError: It is down.
+        """
+        guard = self._guard
+        if guard is None or guard.stdin is None or guard.stdout is None or not self.running:
+            raise ConnectorError(f"{self.name} is down", hint="start it before you freeze it")
+        _write(guard.stdin.fileno(), b"f")
+        try:
+            guard.stdout.readline()
+            yield
+        finally:
+            _write(guard.stdin.fileno(), b"c")
 
     def restart(self) -> None:
         """Start it again on the same port and the same data, after a `stop` if it runs."""

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
-import signal
 import sys
 import textwrap
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -515,19 +513,16 @@ async def test_a_frozen_server_holds_up_nobody(
     monkeypatch.setattr(redis_line, "ANSWER_S", 1.0)
     async with opened(redis_server.url, timeout_s=0.5) as connector:
         await connector.send(topic, messages(60))
-        assert redis_server.pid is not None
         loop = asyncio.get_running_loop()
-        try:
+        with ExitStack() as stack:
             async with joined(connector, topic, batch_max=20) as member:
                 held = await anext(member)
-                os.kill(redis_server.pid, signal.SIGSTOP)
+                stack.enter_context(redis_server.frozen())
                 for call in (member.ack(held), member.extend(held), member.nack(held), anext(member)):
                     with pytest.raises(ConnectorError):
                         await call
                 started = loop.time()
             assert loop.time() - started < redis_member.LEAVE_S + 1
-        finally:
-            os.kill(redis_server.pid, signal.SIGCONT)
         async with joined(connector, topic) as member:
             assert len(await take(member, 40)) >= 40
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
-import signal
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
@@ -203,9 +201,7 @@ async def test_a_frozen_server_is_not_waited_for(redis_server: RedisServer, monk
     ):
         assert await anext(announcements) == Announced("", b"", 0.0)
         waiting = asyncio.ensure_future(anext(batches)), asyncio.ensure_future(anext(announcements))
-        assert redis_server.pid is not None
-        os.kill(redis_server.pid, signal.SIGSTOP)
-        try:
+        with redis_server.frozen():
             for each in (connector, late):
                 started = loop.time()
                 with pytest.raises(Unavailable):
@@ -214,8 +210,6 @@ async def test_a_frozen_server_is_not_waited_for(redis_server: RedisServer, monk
             for one in waiting:
                 with pytest.raises(Unavailable):
                     await one
-        finally:
-            os.kill(redis_server.pid, signal.SIGCONT)
         await connector.open()
     await connector.close()
 

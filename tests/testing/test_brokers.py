@@ -111,6 +111,19 @@ def test_a_server_that_died_by_itself_is_seen_as_down_and_comes_back(nats_server
     assert nats_server.pid != pid
 
 
+def test_a_frozen_server_answers_when_it_is_frozen_no_more(redis_server: RedisServer) -> None:
+    """It takes a connection and says nothing; what it was asked meanwhile it answers then, and it can be ended."""
+    with redis.Redis.from_url(redis_server.url, socket_timeout=0.2) as client:
+        with redis_server.frozen(), pytest.raises(redis.TimeoutError):
+            client.ping()
+        assert client.ping()
+        with redis_server.frozen():
+            pass
+        redis_server.kill()
+        with pytest.raises(ConnectorError, match="is down"), redis_server.frozen():
+            pass
+
+
 async def test_servers_are_apart(nats_server: NatsServer, nats_url: str) -> None:
     """Own port, own streams, also beside the shared one."""
     with NatsServer() as other:

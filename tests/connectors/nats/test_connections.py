@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -151,12 +148,9 @@ async def test_closing_while_the_server_is_away(nats_server: NatsServer, topic: 
 
 async def test_a_frozen_server_is_a_timeout(nats_server: NatsServer, topic: str) -> None:
     """A server that is stopped in its tracks: the call ends, and works again when the server does."""
-    assert nats_server.pid is not None
     async with running(nats_server.url, timeout_s=0.5) as connector:
         await connector.send(topic, texts("a"))
-        os.kill(nats_server.pid, signal.SIGSTOP)
-        try:
-            await until(lambda: Path(f"/proc/{nats_server.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
+        with nats_server.frozen():
             calls: list[Callable[[], Awaitable[object]]] = [
                 lambda: connector.bounds(topic),
                 lambda: connector.send(topic, texts("b")),
@@ -165,7 +159,5 @@ async def test_a_frozen_server_is_a_timeout(nats_server: NatsServer, topic: str)
                 with pytest.raises((Timeout, Unavailable)) as error:
                     await call()
                 assert error.value.retryable
-        finally:
-            os.kill(nats_server.pid, signal.SIGCONT)
         await connector.send(topic, texts("c"))
         assert (await read(connector, topic, 2))[0].message.body == b"a"
