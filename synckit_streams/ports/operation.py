@@ -1,0 +1,87 @@
+"""What runs here, told to whoever operates it: how it is, what is paused, and what comes in from outside.
+
+Whoever serves it (`synckit_streams.http`) takes callables for what it shows, and knows neither apps nor pipelines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Literal, NamedTuple, Protocol
+
+
+class Check(NamedTuple):
+    """How one part is at this moment.
+
+    Args:
+        name: Of the part, as in "store" or "nats://127.0.0.1:4222".
+        ok: Whether it works.
+        needed: False for what may be away without harm, as a broker may: then the whole is degraded, and ready.
+        detail: In words, for whoever looks.
+    """
+
+    name: str
+    ok: bool
+    needed: bool = True
+    detail: str = ""
+
+
+Checks = Callable[[], Awaitable[Sequence[Check]]]
+"""Asks every part, quickly: whoever asks has a deadline of his own."""
+
+State = Literal["running", "paused", "failed", "stopped"]
+
+
+class Standing(NamedTuple):
+    """How one pipeline is.
+
+    Args:
+        name: Its own.
+        state: "failed" is tried again by itself; "stopped" is not.
+        source: Where it reads, without passwords.
+        sink: Where it writes, likewise.
+        moved: Records that were delivered since it was started.
+        dead: Records that went to the dead letter since then.
+        lag: Records that are there and were not moved yet; None where the source cannot say.
+        error: Why it failed last; "" if it did not.
+    """
+
+    name: str
+    state: State
+    source: str
+    sink: str
+    moved: int = 0
+    dead: int = 0
+    lag: int | None = None
+    error: str = ""
+
+
+class Pipelines(Protocol):
+    """What can be looked at, paused and restarted by name. Unknown names raise `KeyError`."""
+
+    def standings(self) -> Sequence[Standing]:
+        """All of them, by name."""
+
+    async def pause(self, name: str) -> None:
+        """Finish what is under way, and take nothing more; it is remembered over a restart."""
+
+    async def resume(self, name: str) -> None:
+        """Go on."""
+
+    async def restart(self, name: str) -> None:
+        """Stop, and start again from where it stands."""
+
+
+class Hooked(NamedTuple):
+    """The answer to a webhook.
+
+    Args:
+        status: HTTP status.
+        text: Why, if it was not taken.
+    """
+
+    status: int
+    text: str = ""
+
+
+Webhook = Callable[[Mapping[str, str], bytes], Awaitable[Hooked]]
+"""Takes headers (names in lower case) and a body; returns when what came is durably kept."""
