@@ -80,7 +80,7 @@ class Opening(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Transaction(Protocol):
-    """One open transaction of the store: a projection's effect and its offset."""
+    """One open transaction of the store: an effect, the events that it gives rise to, and how far it has come."""
 
     async def execute(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Run one statement of the store's SQL, and return its rows.
@@ -103,7 +103,33 @@ class Transaction(Protocol):
         first. One call to the store for all of them."""
 
     async def note_applied(self, projection: str, states: Sequence[tuple[str, str, bytes]]) -> None:
-        """Note for some aggregates (topic and id) the states that it applies in this transaction."""
+        """Note for some aggregates (topic and id) the states that it applies in this transaction; b"" is no state, and
+        removes the note."""
+
+    async def forget_applied(self, projection: str) -> None:
+        """Remove all notes of a projection: it begins anew."""
+
+    async def append(self, drafts: Sequence[Draft], *, now_ms: int, traceparent: str = "") -> None:
+        """Write local events with this transaction, as `EventStore.append` would.
+
+        They are numbered and written as the last thing before the commit, so an event of somebody else's that is
+        written while the block runs comes before them, and the block itself does not see them. All that is appended in
+        one block is one request.
+
+        Args:
+            drafts: As they are now: what becomes of the list later, or of the data in it, changes nothing.
+            now_ms: Wall clock, in milliseconds since 1970.
+            traceparent: W3C trace context that these drafts carry.
+
+        Raises:
+            Invalid, TooLarge: about a draft; none of this call is appended.
+            IdReused, TooLarge, CauseUnknown: at the end of the block, about a draft; nothing of the block is written.
+        """
+
+    @property
+    def appended(self) -> AppendResult | None:
+        """What became of the drafts, as `EventStore.append` tells it; None before the block has ended, and if it
+        appended nothing or was not committed."""
 
 
 @runtime_checkable
@@ -236,6 +262,12 @@ class EventStore(Protocol):
     async def offsets(self) -> Mapping[str, Offset]:
         """Every consumer and where it stands."""
 
+    async def applied(
+        self, projection: str, *, after: tuple[str, str] | None, limit: int
+    ) -> Sequence[tuple[str, str, bytes]]:
+        """The next page of what was noted under a name (`Transaction.note_applied`): topic, aggregate id and state, in
+        an order of the store's own that never changes; None starts."""
+
     async def quarantine(self, *, after: int, limit: int) -> Sequence[Quarantined]:
         """What was set aside, oldest first."""
 
@@ -249,33 +281,38 @@ class EventStore(Protocol):
         """What the medium itself finds wrong, in its own words: a page that cannot be read, an index that disagrees
         with its table. Empty if it finds nothing. May take as long as reading everything."""
 
-    def transaction(self, lease: Lease | None = None) -> AbstractAsyncContextManager[Transaction]:
+    def transaction(self, leases: Sequence[Lease] = ()) -> AbstractAsyncContextManager[Transaction]:
         """A transaction of its own; it commits when the block ends, and rolls back when it raises.
 
         Args:
-            lease: What the caller must still have when it commits. Nobody can take it between the look and the commit.
+            leases: What the caller must still have when it commits, all of it. Nobody can take any of it between the
+                look and the commit.
 
         Raises:
-            LeaseLost: at the end of the block: somebody has taken the lease since. Nothing of the block is written.
+            LeaseLost: at the end of the block: somebody has taken one since. Nothing of the block is written.
         """
 
-    async def lease(self, name: str, holder: str, *, ttl_s: float) -> Lease | None:
-        """Take something for oneself, for `ttl_s` seconds by the store's clock; None while another holder has it.
+    async def lease(self, names: Sequence[str], holder: str, *, ttl_s: float) -> Sequence[Lease]:
+        """Take for oneself what nobody else has of these, for `ttl_s` seconds by the store's clock; gives what was
+        obtained, in the order in which it was asked for.
 
-        Whoever asks under the name of its present holder gets it anew, and what he got before is void: so a worker that
+        Whoever asks under the name of the present holder gets it anew, and what he got before is void: so a worker that
         was started again need not wait.
 
         Raises:
             FeatureUnsupported: the store has no leases.
-            Invalid: `ttl_s` is not above 0 and at most `LEASE_S_MAX`.
+            Invalid: `ttl_s` is not above 0 and at most `LEASE_S_MAX`, or one name was given in place of several.
         """
 
-    async def renew(self, lease: Lease, *, ttl_s: float) -> bool:
-        """Keep it for `ttl_s` seconds from now. False when somebody else has taken it; one that has only run out is
-        still good."""
+    async def renew(self, leases: Sequence[Lease], *, ttl_s: float) -> Sequence[Lease]:
+        """Keep them for `ttl_s` seconds from now; gives those that are still ours. One that has only run out, and that
+        nobody has taken, is."""
 
-    async def release(self, lease: Lease) -> None:
-        """Let the next one have it at once. Nothing to do if somebody has it already."""
+    async def release(self, leases: Sequence[Lease]) -> None:
+        """Let the next one have them at once. Nothing to do for one that somebody has already."""
+
+    async def leases(self, prefix: str) -> Sequence[Lease]:
+        """Who has what now, of all whose names begin with `prefix`, sorted by name; what has run out is nobody's."""
 
     def watch(self) -> AsyncIterator[None]:
         """Yields each time the log has grown since the last look; wakes are merged."""

@@ -27,6 +27,7 @@ _decode_aside = msgspec.msgpack.Decoder(tuple[str, str, int, bytes, Key | None])
 _decode_refused = msgspec.msgpack.Decoder(tuple[str, str, int, str]).decode
 _decode_void = msgspec.msgpack.Decoder(tuple[str, str, int]).decode
 _decode_place = msgspec.msgpack.Decoder(tuple[str, str, str, int, bytes]).decode
+_decode_applied = msgspec.msgpack.Decoder(tuple[str, str, bytes]).decode
 _decode_alarm = msgspec.msgpack.Decoder(Raised).decode
 
 
@@ -112,9 +113,31 @@ def offset_of(value: bytes) -> tuple[str, Offset]:
     return consumer, Offset(log, position, fingerprint)
 
 
+def applied_prefix(projection: str) -> bytes:
+    """Where all that is kept that a projection applied."""
+    return keys.APPLIED + keys.text(projection)
+
+
 def applied_key(projection: str, topic: str, aggregate_id: str) -> bytes:
     """Where it is kept what a projection applied of an aggregate."""
-    return keys.APPLIED + keys.text(projection) + keys.aggregate(topic, aggregate_id)
+    return applied_prefix(projection) + keys.aggregate(topic, aggregate_id)
+
+
+def applied_value(topic: str, aggregate_id: str, state: bytes) -> bytes | None:
+    """What a projection applied of an aggregate; None when that is nothing any more."""
+    return encode((topic, aggregate_id, state)) if state else None
+
+
+def state_of(value: bytes) -> bytes:
+    """The state that was applied."""
+    return _decode_applied(value)[2]
+
+
+def applied(medium: Medium, projection: str, after: tuple[str, str] | None, limit: int) -> list[tuple[str, str, bytes]]:
+    """The next page of what a projection noted, in the order of the keys."""
+    prefix = applied_prefix(projection)
+    start = prefix if after is None else applied_key(projection, *after) + b"\0"
+    return [_decode_applied(value) for _, value in medium.page(start, keys.end_of(prefix), limit)]
 
 
 def runs_of(medium: Medium, reader: str | None) -> list[PlaceRun]:

@@ -34,13 +34,14 @@ from synckit_streams.ports.store import Opening, Transaction
 from synckit_streams.stores import kv_beside as beside
 from synckit_streams.stores import kv_keys as keys
 from synckit_streams.stores import kv_reading as reading
+from synckit_streams.stores.block import Appending, Block
 from synckit_streams.stores.commits import CommitQueue
 from synckit_streams.stores.identity import known_nodes, nodes_of, noted_nodes, warn_of_other_node
 from synckit_streams.stores.kv_damage import damage
 from synckit_streams.stores.kv_facts import KeyValueFacts, event_rows
 from synckit_streams.stores.kv_medium import Medium
 from synckit_streams.stores.kv_rows import EventRows, Writes
-from synckit_streams.stores.ledger_store import Block, LedgerStore, Probe
+from synckit_streams.stores.ledger_store import LedgerStore, Probe
 from synckit_streams.sync.ledger import Changes, Ledger, Wants
 
 SCHEMA_VERSION = 1
@@ -258,6 +259,12 @@ class KeyValueStore(LedgerStore):
             lambda: dict(sorted(beside.offset_of(value) for _, value in beside.rows(self.medium, keys.OFFSET)))
         )
 
+    async def applied(
+        self, projection: str, *, after: tuple[str, str] | None, limit: int
+    ) -> Sequence[tuple[str, str, bytes]]:
+        """See `EventStore`."""
+        return await self._read(lambda: beside.applied(self.medium, projection, after, limit))
+
     async def quarantine(self, *, after: int, limit: int) -> Sequence[Quarantined]:
         """See `EventStore`."""
         start, end = keys.QUARANTINE + keys.number(after + 1), keys.end_of(keys.QUARANTINE)
@@ -272,7 +279,7 @@ class KeyValueStore(LedgerStore):
         return await self._read(lambda: damage(self.medium))
 
 
-class KeyValueTransaction:
+class KeyValueTransaction(Appending):
     """See `Transaction`: what it sets is seen by itself at once, and by others when it has been committed.
 
     Args:
@@ -291,10 +298,10 @@ class KeyValueTransaction:
         block: Block,
         translate: Callable[[BaseException], BaseException],
     ) -> None:
+        super().__init__(block)
         self._medium = medium
         self._writes = writes
         self._queue = queue
-        self._block = block
         self._translate = translate
 
     async def execute(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
@@ -305,17 +312,23 @@ class KeyValueTransaction:
         """See `Transaction`."""
         raise FeatureUnsupported("this store has no SQL", hint="keep the read model elsewhere, or in a SQL store")
 
-    async def _get(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
-        self._block.check()
-        asked = [key for key in keys if key not in self._writes]
+    async def _look(self, look: Callable[[], _T]) -> _T:
+        """What is in the medium, on the writer's thread."""
 
-        def get() -> Sequence[bytes | None]:
+        def translated() -> _T:
             try:
-                return self._medium.get_many(asked)
+                return look()
             except Exception as error:
                 raise self._translate(error) from error
 
-        found = dict(zip(asked, await self._queue.run(get), strict=True)) if asked else {}
+        found: _T = await self._queue.run(translated)
+        return found
+
+    async def _get(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
+        self._block.check()
+        asked = [key for key in keys if key not in self._writes]
+        values = await self._look(lambda: self._medium.get_many(asked)) if asked else ()
+        found = dict(zip(asked, values, strict=True))
         return [self._writes[key] if key in self._writes else found[key] for key in keys]
 
     async def offset(self, consumer: str) -> Offset | None:
@@ -330,13 +343,23 @@ class KeyValueTransaction:
 
     async def applied(self, projection: str, aggregates: Sequence[tuple[str, str]]) -> Sequence[bytes | None]:
         """See `Transaction`."""
-        return await self._get([beside.applied_key(projection, *each) for each in aggregates])
+        values = await self._get([beside.applied_key(projection, *each) for each in aggregates])
+        return [None if value is None else beside.state_of(value) for value in values]
 
     async def note_applied(self, projection: str, states: Sequence[tuple[str, str, bytes]]) -> None:
         """See `Transaction`."""
         self._block.check()
         for topic, aggregate_id, state in states:
-            self._writes[beside.applied_key(projection, topic, aggregate_id)] = state
+            key = beside.applied_key(projection, topic, aggregate_id)
+            self._writes[key] = beside.applied_value(topic, aggregate_id, state)
+
+    async def forget_applied(self, projection: str) -> None:
+        """See `Transaction`."""
+        self._block.check()
+        prefix = beside.applied_prefix(projection)
+        noted = await self._look(lambda: [key for key, _ in beside.rows(self._medium, prefix)])
+        noted += [key for key in self._writes if key.startswith(prefix)]
+        self._writes.update(dict.fromkeys(noted))
 
 
 def check_schema(medium: Medium, name: str) -> dict[str, str]:

@@ -15,24 +15,21 @@ from contextlib import AbstractContextManager, asynccontextmanager
 from typing import TypeVar
 
 from synckit_streams.errors import (
-    FeatureUnsupported,
-    Invalid,
     LeaseLost,
     StoreBusy,
     StoreClosed,
     StoreError,
     StoreFull,
     SyncKitError,
-    TooLarge,
 )
 from synckit_streams.model.clock import Key
-from synckit_streams.model.codec import TRACEPARENT_BYTES_MAX
 from synckit_streams.model.event import Draft, Event, Offset
 from synckit_streams.model.exchange import AppendResult, Arrival, Moved, PlaceRun, Raised, Summary
-from synckit_streams.ports.store import LEASE_S_MAX, Lease, Opening, StoreFeatures, Transaction
+from synckit_streams.ports.store import Lease, Opening, StoreFeatures, Transaction
+from synckit_streams.stores.block import Block
 from synckit_streams.stores.commits import Append, CommitQueue, Finish, InlineExecutor, Share, shares
 from synckit_streams.stores.identity import new_origin
-from synckit_streams.stores.leases import Leases
+from synckit_streams.stores.leases import Leases, Leasing
 from synckit_streams.stores.wake import Bell
 from synckit_streams.sync import adoption
 from synckit_streams.sync import drafts as drafting
@@ -47,18 +44,7 @@ Probe = Callable[[str], None]
 """Called with "commit" just before a commit and with "committed" just after it; a test raises from it."""
 
 
-class Block:
-    """The block of an `async with store.transaction()`: what it was given is of no use once it has ended."""
-
-    over = False
-
-    def check(self) -> None:
-        """Raises `StoreError` when it has ended."""
-        if self.over:
-            raise StoreError("the transaction is over", hint="use it inside its `async with` block")
-
-
-class LedgerStore(ABC):
+class LedgerStore(Leasing, ABC):
     """The common part of `MemoryStore` and `SqliteStore`; see the port `EventStore`.
 
     Args:
@@ -86,8 +72,8 @@ class LedgerStore(ABC):
         self._stale = True
         self._bell = Bell()
         self._leases = Leases()
-        self._fence: Lease | None = None
-        """What whoever has the writer to himself must still have at his commit."""
+        self._block: Block | None = None
+        """Of whoever has the writer to himself."""
         # The origin that this life has written under, as the disk knows it; "" draws one at the next write.
         self._origin = ""
         # A commit failed in a way that leaves open what the disk holds: the next life must not go on under our origin.
@@ -135,14 +121,21 @@ class LedgerStore(ABC):
         """A driver's error as one of ours."""
         return error
 
-    def _has_lease(self, lease: Lease) -> bool:
-        """Within a transaction, just before its commit: whether nobody has taken it, and nobody can until the end."""
-        return self._leases.is_current(lease)
+    def _check_begun(self) -> None:  # where nothing but the store itself can end one
+        """That the transaction of somebody's own is still open, before anything more is written in it.
 
-    def _claim_for(self, node: str) -> None:  # noqa: B027 - most stores have nothing to claim
+        Raises:
+            StoreError: it is not.
+        """
+
+    def _hold(self, leases: Sequence[Lease]) -> Sequence[Lease]:
+        """Within a transaction, just before its commit: those that nobody has taken, and nobody can until the end."""
+        return self._leases.current(leases)
+
+    def _claim_for(self, node: str) -> None:  # most stores have nothing to claim
         """Take the medium for a node, before anything is read."""
 
-    def _unclaim(self) -> None:  # noqa: B027 - nor to give back
+    def _unclaim(self) -> None:  # nor to give back
         """Give it back, in whatever state; called once for each `_claim_for`, and at a close without an open."""
 
     # --- opening and closing -----------------------------------------------------------------------------------------
@@ -282,10 +275,6 @@ class LedgerStore(ABC):
     ) -> AppendResult:
         """See `EventStore`."""
         queue = self._writable()
-        if len(traceparent) > TRACEPARENT_BYTES_MAX:
-            raise TooLarge(f"the trace context has {len(traceparent)} characters")
-        if not traceparent.isascii() or not traceparent.isprintable():
-            raise Invalid(f"the trace context {traceparent!r} is not printable ASCII")
         # As they are now: whoever asks goes on to fill the same list, and what is asked once may give nothing twice.
         request = Request(
             drafts=tuple(drafts),
@@ -313,7 +302,7 @@ class LedgerStore(ABC):
         while todo:
             share = todo.pop()
             try:
-                ready.append((share, drafting.prepare(share.request.drafts)))
+                ready.append((share, drafting.prepare(share.request.drafts, share.request.traceparent)))
             except Exception as error:  # noqa: BLE001 - about its own drafts; the others do not suffer from it
                 if len(share.appends) == 1:
                     share.fail(error)
@@ -355,22 +344,33 @@ class LedgerStore(ABC):
                     turns.append((share, decide(share.request, prepared, repeats, ledger, facts, changes)))
                 self._write(changes, ledger.origin if ledger.origin != self._origin else "")
         except BaseException as error:  # noqa: BLE001 - every caller of the group gets it
-            self._stale = True
-            failure = self._translate(error)
-            self._doubt = self._doubt or not isinstance(failure, StoreBusy | StoreFull)
+            failure = self._failure(error)
             for share, _ in group:
                 share.fail(failure)
             return []
-        self._origin = ledger.origin
-        ledger.settle(changes)
-        summaries = {topic: ledger.summary(topic) for topic in {topic for _, turn in turns for topic in turn.topics}}
+        summaries = self._settle(changes, [turn for _, turn in turns])
         for share, turn in turns:
             results = turn.results(summaries, [len(each.request.drafts) for each in share.appends])
             for append, result in zip(share.appends, results, strict=True):
                 append.answer.value = result
+        return todo[::-1]
+
+    def _failure(self, error: BaseException, *, stale: bool = True) -> BaseException:
+        """Of a transaction: its error as one of ours. What the disk holds is now in question."""
+        self._stale = self._stale or stale
+        failure = self._translate(error)
+        self._doubt = self._doubt or not isinstance(failure, StoreBusy | StoreFull)
+        return failure
+
+    def _settle(self, changes: Changes, turns: Sequence[Turn]) -> Mapping[str, Summary]:
+        """A transaction was committed: what its topics are now, for whoever asked."""
+        ledger = self._ledger
+        self._stale = False
+        self._origin = ledger.origin
+        ledger.settle(changes)
         if changes.rows:
             self._bell.ring()
-        return todo[::-1]
+        return {topic: ledger.summary(topic) for topic in {topic for turn in turns for topic in turn.topics}}
 
     # --- reading from the mirror -------------------------------------------------------------------------------------
 
@@ -419,28 +419,55 @@ class LedgerStore(ABC):
             raise self._translate(error) from error
 
     def _end_own(self, commit: bool) -> None:
-        lease, self._fence = self._fence, None
-        if commit and lease is not None:
+        block, self._block = self._block, None
+        decided: tuple[Changes, Turn] | None = None
+        if commit and block is not None:
             try:
-                if not self._has_lease(lease):
-                    raise LeaseLost(f"{lease.holder!r:.80} has no longer {lease.name!r:.80}")
-            except Exception as error:
+                decided = self._finish_block(block)
+            except BaseException as error:
                 self._end(commit=False)
                 raise self._translate(error) from error
         try:
             self._end(commit=commit)
-        except Exception as error:
-            failure = self._translate(error)
-            self._doubt = self._doubt or not isinstance(failure, StoreBusy | StoreFull)
-            raise failure from error
+        except BaseException as error:
+            raise self._failure(error, stale=decided is not None) from error
+        if block is not None and decided is not None:
+            changes, turn = decided
+            summaries = self._settle(changes, [turn])
+            (block.appended,) = turn.results(summaries, [len(block.prepared)])
+
+    def _finish_block(self, block: Block) -> tuple[Changes, Turn] | None:
+        """Just before the commit: that it may commit, and what it appends, if it appends something.
+
+        Raises:
+            LeaseLost, IdReused, TooLarge, CauseUnknown: it may not.
+        """
+        if not (block.leases or block.prepared):
+            return None
+        self._check_begun()
+        if block.prepared:
+            self._refresh()  # first: whoever waits in line for the numbers must not hold the leases meanwhile
+        if block.leases:
+            lost = sorted({*block.leases} - {*self._hold(block.leases)})
+            if lost:
+                raise LeaseLost(f"{lost[0].holder!r:.80} has no longer {', '.join(each.name for each in lost)!r:.80}")
+        if not block.prepared:
+            return None
+        ledger, prepared = self._ledger, block.prepared
+        changes = Changes(ledger.position)
+        facts = self._facts(ledger.wants([each[0] for each in prepared], ()))
+        repeats = drafting.check(ledger, prepared, facts, changes)
+        self._stale = True  # until it is committed
+        turn = decide(Request(now_ms=block.now_ms), prepared, repeats, ledger, facts, changes)
+        self._write(changes, ledger.origin if ledger.origin != self._origin else "")
+        return changes, turn
 
     @asynccontextmanager
-    async def transaction(self, lease: Lease | None = None) -> AsyncIterator[Transaction]:
+    async def transaction(self, leases: Sequence[Lease] = ()) -> AsyncIterator[Transaction]:
         """See `EventStore`."""
-        queue = self._writable()
+        queue, block = self._writable(), Block(leases)
         await queue.take()
-        self._fence = lease
-        block = Block()
+        self._block = block
         # Shielded, and asked for before anything is awaited: a caller that is cancelled here must not keep the writer.
         try:
             yield self._handle(queue, block)
@@ -450,28 +477,3 @@ class LedgerStore(ABC):
             raise
         block.over = True
         await asyncio.shield(queue.give_back(commit=True))
-
-    # --- leases ------------------------------------------------------------------------------------------------------
-
-    def _leasing(self, ttl_s: float) -> CommitQueue:
-        queue = self._writable()
-        if not self.features.leases:
-            raise FeatureUnsupported(f"{self.name} has no leases", hint="see `features.leases` of each store")
-        if not 0 < ttl_s <= LEASE_S_MAX:
-            raise Invalid(f"a lease of {ttl_s} s: more than 0 and at most {LEASE_S_MAX:g} are allowed")
-        return queue
-
-    async def lease(self, name: str, holder: str, *, ttl_s: float) -> Lease | None:
-        """See `EventStore`."""
-        # On the writer's thread, so that nobody takes it between another one's look at it and his commit.
-        lease: Lease | None = await self._leasing(ttl_s).run(lambda: self._leases.take(name, holder, ttl_s))
-        return lease
-
-    async def renew(self, lease: Lease, *, ttl_s: float) -> bool:
-        """See `EventStore`."""
-        renewed: bool = await self._leasing(ttl_s).run(lambda: self._leases.renew(lease, ttl_s))
-        return renewed
-
-    async def release(self, lease: Lease) -> None:
-        """See `EventStore`."""
-        await self._writable().run(lambda: self._leases.release(lease))

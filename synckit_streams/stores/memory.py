@@ -20,10 +20,11 @@ from synckit_streams.model.event import Event, Offset, Stored
 from synckit_streams.model.exchange import PlaceRun, Quarantined, Raised
 from synckit_streams.model.seen import Interval
 from synckit_streams.ports.store import QUARANTINED_MAX, Opening, StoreFeatures, Transaction
+from synckit_streams.stores.block import Appending, Block
 from synckit_streams.stores.commits import CommitQueue
 from synckit_streams.stores.identity import known_nodes, nodes_of, noted_nodes, warn_of_other_node
-from synckit_streams.stores.ledger_store import Block, LedgerStore, Probe
-from synckit_streams.stores.models import AppliedInSqlite, check_still_open
+from synckit_streams.stores.ledger_store import LedgerStore, Probe
+from synckit_streams.stores.models import check_open, check_still_open
 from synckit_streams.sync.ledger import Changes, Fork, Known, Ledger, Row, Wants
 
 
@@ -49,6 +50,8 @@ class MemoryDisk:
         self.refused: dict[Key, str] = {}
         self.voids: set[Key] = set()
         self.offsets: dict[str, Offset] = {}
+        self.applied: dict[tuple[str, str, str], bytes] = {}
+        """By projection, topic and aggregate id: the state that it noted."""
         self.runs: list[PlaceRun] = []
         self.models = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
         """Read models live in an SQLite database in memory, so that the same projection runs on every store."""
@@ -66,7 +69,19 @@ class MemoryDisk:
     def copy(self) -> MemoryDisk:
         """A copy of the store, without the token that lies beside it."""
         copy = MemoryDisk()
-        for name in ("meta", "rows", "keys", "held", "quarantine", "unread", "refused", "voids", "offsets", "runs"):
+        for name in (
+            "meta",
+            "rows",
+            "keys",
+            "held",
+            "quarantine",
+            "unread",
+            "refused",
+            "voids",
+            "offsets",
+            "runs",
+            "applied",
+        ):
             setattr(copy, name, getattr(self, name).copy())
         copy.alarms = dict(self.alarms)
         copy.set_aside = self.set_aside
@@ -104,7 +119,7 @@ class MemoryStore(LedgerStore):
         super().__init__("the memory store", threads=False, probe=probe, read_only=read_only)
         self.features = StoreFeatures(durable=False, sql=True, leases=True)
         self.disk = disk or MemoryDisk()
-        self._own: dict[str, Offset] = {}
+        self._gathered = MemoryWrites()
 
     def _open(self, opening: Opening) -> str:
         meta = self.disk.meta
@@ -153,11 +168,28 @@ class MemoryStore(LedgerStore):
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
+        self._gathered = MemoryWrites()
         yield
+        self._probe("commit")
+        self._put_down()
         self._probe("committed")
 
     def _write(self, changes: Changes, origin: str) -> None:
-        self._probe("commit")  # everything below happens at once
+        self._gathered.changes, self._gathered.origin = changes, origin
+
+    def _put_down(self) -> None:
+        """What the transaction writes; nothing of it can fail."""
+        disk, writes = self.disk, self._gathered
+        disk.offsets.update(writes.offsets)
+        for key, state in writes.applied.items():
+            if state:
+                disk.applied[key] = state
+            else:
+                disk.applied.pop(key, None)
+        if writes.changes is not None:
+            self._put_changes(writes.changes, writes.origin)
+
+    def _put_changes(self, changes: Changes, origin: str) -> None:
         disk = self.disk
         for position in (*changes.removed, *changes.rekeyed):
             self._take_away(position)
@@ -280,6 +312,18 @@ class MemoryStore(LedgerStore):
         self._opened()
         return dict(sorted(self.disk.offsets.items()))
 
+    async def applied(
+        self, projection: str, *, after: tuple[str, str] | None, limit: int
+    ) -> Sequence[tuple[str, str, bytes]]:
+        """See `EventStore`."""
+        self._opened()
+        found = sorted(
+            (topic, aggregate_id, state)
+            for (of, topic, aggregate_id), state in self.disk.applied.items()
+            if of == projection and (after is None or (topic, aggregate_id) > after)
+        )
+        return found[:limit]
+
     async def quarantine(self, *, after: int, limit: int) -> Sequence[Quarantined]:
         """See `EventStore`."""
         self._opened()
@@ -303,8 +347,11 @@ class MemoryStore(LedgerStore):
     # --- a transaction of one's own ----------------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        self._own = {}
+        self._gathered = MemoryWrites()
         self.disk.models.execute("BEGIN")
+
+    def _check_begun(self) -> None:
+        check_open(self.disk.models)
 
     def _end(self, *, commit: bool) -> None:
         models = self.disk.models
@@ -315,13 +362,13 @@ class MemoryStore(LedgerStore):
                 models.execute("ROLLBACK")
                 raise
             models.execute("COMMIT")
-            self.disk.offsets.update(self._own)
+            self._put_down()
             self._probe("committed")
         elif models.in_transaction:
             models.execute("ROLLBACK")
 
     def _handle(self, queue: CommitQueue, block: Block) -> Transaction:
-        return MemoryTransaction(self.disk, self._own, block)
+        return MemoryTransaction(self.disk, self._gathered, block)
 
 
 class MemoryFacts:
@@ -367,14 +414,24 @@ class MemoryFacts:
         return known
 
 
-class MemoryTransaction(AppliedInSqlite):
+class MemoryWrites:
+    """What one transaction writes at its end; a note that is empty is removed."""
+
+    def __init__(self) -> None:
+        self.offsets: dict[str, Offset] = {}
+        self.applied: dict[tuple[str, str, str], bytes] = {}
+        self.changes: Changes | None = None
+        self.origin = ""
+
+
+class MemoryTransaction(Appending):
     """See `Transaction`."""
 
-    def __init__(self, disk: MemoryDisk, own: dict[str, Offset], block: Block) -> None:
+    def __init__(self, disk: MemoryDisk, writes: MemoryWrites, block: Block) -> None:
+        super().__init__(block)
+        self._disk = disk
         self._models = disk.models
-        self._offsets = disk.offsets
-        self._own = own
-        self._block = block
+        self._writes = writes
 
     async def execute(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """See `Transaction`."""
@@ -392,9 +449,26 @@ class MemoryTransaction(AppliedInSqlite):
     async def offset(self, consumer: str) -> Offset | None:
         """See `Transaction`."""
         self._block.check()
-        return self._own.get(consumer) or self._offsets.get(consumer)
+        return self._writes.offsets.get(consumer) or self._disk.offsets.get(consumer)
 
     async def set_offset(self, consumer: str, offset: Offset) -> None:
         """See `Transaction`."""
         self._block.check()
-        self._own[consumer] = offset
+        self._writes.offsets[consumer] = offset
+
+    async def applied(self, projection: str, aggregates: Sequence[tuple[str, str]]) -> Sequence[bytes | None]:
+        """See `Transaction`."""
+        self._block.check()
+        keys = [(projection, *each) for each in aggregates]
+        return [self._writes.applied.get(key, self._disk.applied.get(key)) or None for key in keys]
+
+    async def note_applied(self, projection: str, states: Sequence[tuple[str, str, bytes]]) -> None:
+        """See `Transaction`."""
+        self._block.check()
+        self._writes.applied.update(((projection, *each[:2]), each[2]) for each in states)
+
+    async def forget_applied(self, projection: str) -> None:
+        """See `Transaction`."""
+        self._block.check()
+        noted = [*self._disk.applied, *self._writes.applied]
+        self._writes.applied.update((key, b"") for key in noted if key[0] == projection)

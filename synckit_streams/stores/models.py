@@ -11,8 +11,8 @@ import msgspec
 from synckit_streams.errors import StoreError
 from synckit_streams.model.event import Offset
 from synckit_streams.stores import sqlite_schema as schema
+from synckit_streams.stores.block import Appending, Block
 from synckit_streams.stores.commits import CommitQueue
-from synckit_streams.stores.ledger_store import Block
 
 
 def check_still_open(connection: sqlite3.Connection, sql: str) -> None:
@@ -27,51 +27,19 @@ def check_still_open(connection: sqlite3.Connection, sql: str) -> None:
         )
 
 
-class AppliedInSqlite:
-    """Of a transaction on an SQLite database: which states the projections have applied, in a table that is made when
-    it is needed first."""
+def check_open(connection: sqlite3.Connection) -> None:
+    """That a transaction is open.
 
-    _there = False
-
-    async def execute(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        """See `Transaction`."""
-        raise NotImplementedError
-
-    async def execute_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
-        """See `Transaction`."""
-        raise NotImplementedError
-
-    async def _make(self) -> None:
-        if not self._there:
-            await self.execute(
-                "CREATE TABLE IF NOT EXISTS projection_applied "
-                "(projection TEXT, topic TEXT, aggregate_id TEXT, data BLOB NOT NULL, "
-                "PRIMARY KEY (projection, topic, aggregate_id)) WITHOUT ROWID"
-            )
-            self._there = True
-
-    async def applied(self, projection: str, aggregates: Sequence[tuple[str, str]]) -> Sequence[bytes | None]:
-        """See `Transaction`."""
-        await self._make()
-        rows = await self.execute(
-            "SELECT asked.key, data FROM json_each(?) AS asked JOIN projection_applied ON projection = ? "
-            "AND topic = asked.value ->> 0 AND aggregate_id = asked.value ->> 1",
-            (msgspec.json.encode(aggregates).decode(), projection),
+    Raises:
+        StoreError: it has been ended, or rolled back by an error.
+    """
+    if not connection.in_transaction:
+        raise StoreError(
+            "the transaction had ended before its block", hint="a statement in it had failed; see its error"
         )
-        found = dict(rows)
-        return [found.get(at) for at in range(len(aggregates))]
-
-    async def note_applied(self, projection: str, states: Sequence[tuple[str, str, bytes]]) -> None:
-        """See `Transaction`."""
-        if states:
-            await self._make()
-            await self.execute_many(
-                "INSERT OR REPLACE INTO projection_applied VALUES (?, ?, ?, ?)",
-                [(projection, *state) for state in states],
-            )
 
 
-class SqliteTransaction(AppliedInSqlite):
+class SqliteTransaction(Appending):
     """See `Transaction`. Statements run on the writer's thread, one after another."""
 
     def __init__(
@@ -81,9 +49,9 @@ class SqliteTransaction(AppliedInSqlite):
         block: Block,
         translate: Callable[[BaseException], BaseException],
     ) -> None:
+        super().__init__(block)
         self._writer = writer
         self._queue = queue
-        self._block = block
         self._translate = translate
 
     async def _run(self, sql: str, work: Callable[[], Any]) -> Any:
@@ -118,3 +86,22 @@ class SqliteTransaction(AppliedInSqlite):
     async def set_offset(self, consumer: str, offset: Offset) -> None:
         """See `Transaction`."""
         await self.execute_many(schema.UPSERT_OFFSET, [(consumer, offset.log, offset.position, offset.fingerprint)])
+
+    async def applied(self, projection: str, aggregates: Sequence[tuple[str, str]]) -> Sequence[bytes | None]:
+        """See `Transaction`."""
+        asked = msgspec.json.encode(aggregates).decode()
+        found = dict(await self.execute(schema.SELECT_APPLIED, (asked, projection)))
+        return [found.get(at) for at in range(len(aggregates))]
+
+    async def note_applied(self, projection: str, states: Sequence[tuple[str, str, bytes]]) -> None:
+        """See `Transaction`."""
+        gone = [(projection, topic, aggregate_id) for topic, aggregate_id, state in states if not state]
+        kept = [(projection, *each) for each in states if each[2]]
+        if gone:
+            await self.execute_many(schema.REMOVE_APPLIED, gone)
+        if kept:
+            await self.execute_many(schema.UPSERT_APPLIED, kept)
+
+    async def forget_applied(self, projection: str) -> None:
+        """See `Transaction`."""
+        await self.execute(schema.FORGET_APPLIED, (projection,))

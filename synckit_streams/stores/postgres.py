@@ -25,23 +25,24 @@ from synckit_streams.model.codec import node_of
 from synckit_streams.model.event import Draft, Event, Offset, Stored
 from synckit_streams.model.exchange import AppendResult, Arrival, Moved, PlaceRun, Quarantined, Raised
 from synckit_streams.model.seen import Interval
-from synckit_streams.ports.store import Lease, Opening, StoreFeatures, Transaction
+from synckit_streams.ports.store import Opening, StoreFeatures, Transaction
 from synckit_streams.stores import postgres_schema as schema
 from synckit_streams.stores.aggregate_hash import AggregateHash
+from synckit_streams.stores.block import Block
 from synckit_streams.stores.commits import CommitQueue
-from synckit_streams.stores.ledger_store import Block, LedgerStore, Probe
+from synckit_streams.stores.ledger_store import LedgerStore, Probe
 from synckit_streams.stores.place_rows import run_of
+from synckit_streams.stores.postgres_leases import PostgresLeasing
 from synckit_streams.stores.postgres_life import Onlooker, Tenancy
 from synckit_streams.stores.postgres_line import Line, Link, Readers, require_asyncpg, translate
-from synckit_streams.stores.postgres_models import PostgresTransaction
+from synckit_streams.stores.postgres_models import PostgresTransaction, applied_key
 from synckit_streams.stores.postgres_rows import PostgresFacts, RowWriter, StreamNumbers
+from synckit_streams.stores.postgres_schema import check_name
 from synckit_streams.stores.postgres_url import parse_url
 from synckit_streams.sync.ledger import Changes, Ledger, Stream, Wants
 
 NEWS_MAX = 20_000
 """How many positions a mirror may be behind and still be brought up to date row by row."""
-NAME_BYTES_MAX = 1_000
-"""Of a consumer, a reader or a log: what an index entry holds without doubt."""
 SETTLE_S = 10.0
 """How long to try to learn whether a commit was done whose connection was lost."""
 SETTLE_AGAIN_S = 0.1
@@ -51,7 +52,7 @@ _SNAPSHOT = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _T = TypeVar("_T")
 
 
-class PostgresStore(LedgerStore):
+class PostgresStore(PostgresLeasing, LedgerStore):
     """A store in one schema of a PostgreSQL database.
 
     Args:
@@ -279,7 +280,12 @@ class PostgresStore(LedgerStore):
         self._commits = commits
 
     def _begin(self) -> None:
+        self._proof = None
         self.line.begin(self._begin_sql)
+
+    def _check_begun(self) -> None:
+        if not self.line.in_transaction:
+            raise StoreUnavailable(f"{self.name}: the connection was lost, and with it the transaction")
 
     def _end(self, *, commit: bool) -> None:
         if not commit:
@@ -287,12 +293,10 @@ class PostgresStore(LedgerStore):
             return
         try:
             self._probe("commit")
-            if not self.line.in_transaction:
-                raise StoreUnavailable(f"{self.name}: the connection was lost, and with it the transaction")
+            self._check_begun()
         except BaseException:
             self.line.roll_back()
             raise
-        self._proof = None
         self._commit_written()
         self._probe("committed")
 
@@ -340,31 +344,6 @@ class PostgresStore(LedgerStore):
         for name in {*moved.offsets, *logs, *(run.reader for run in moved.runs)}:
             check_name(name)
         return await super().adopt(moved)
-
-    # --- leases ------------------------------------------------------------------------------------------------------
-
-    def _has_lease(self, lease: Lease) -> bool:
-        if not self.line.in_transaction:  # it is lost, and the commit will say so
-            return True
-        return self.line.row(self._statements.hold_lease, lease.name, lease.token) is not None
-
-    async def lease(self, name: str, holder: str, *, ttl_s: float) -> Lease | None:
-        """See `EventStore`."""
-        self._leasing(ttl_s)
-        check_name(name)
-        check_name(holder)
-        rows: list[Any] = await self._read(list, self._statements.take_lease, name, holder, ttl_s)
-        return Lease(name, holder, rows[0][0]) if rows else None
-
-    async def renew(self, lease: Lease, *, ttl_s: float) -> bool:
-        """See `EventStore`."""
-        self._leasing(ttl_s)
-        return bool(await self._read(list, self._statements.renew_lease, lease.name, lease.token, ttl_s))
-
-    async def release(self, lease: Lease) -> None:
-        """See `EventStore`."""
-        self._writable()
-        await self._read(list, self._statements.release_lease, lease.name, lease.token)
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
@@ -452,6 +431,15 @@ class PostgresStore(LedgerStore):
         """See `EventStore`."""
         return await self._read(lambda rows: {row[0]: Offset(*row[1:]) for row in rows}, self._statements.offsets)
 
+    async def applied(
+        self, projection: str, *, after: tuple[str, str] | None, limit: int
+    ) -> Sequence[tuple[str, str, bytes]]:
+        """See `EventStore`."""
+        start = b"" if after is None else applied_key(projection, *after)
+        return await self._read(
+            lambda rows: [tuple(row) for row in rows], self._statements.applied_page, projection, start, limit
+        )
+
     async def quarantine(self, *, after: int, limit: int) -> Sequence[Quarantined]:
         """See `EventStore`."""
 
@@ -485,13 +473,3 @@ class PostgresStore(LedgerStore):
             ]
             position = rows[-1][0]
         return found[: schema.DAMAGE_NAMED]
-
-
-def check_name(name: str) -> None:
-    """Raises Invalid: PostgreSQL cannot keep the name of a consumer, a reader or a log."""
-    try:
-        size = len(name.encode())
-    except UnicodeEncodeError:
-        size = NAME_BYTES_MAX + 1
-    if size > NAME_BYTES_MAX or "\0" in name:
-        raise Invalid(f"{name!r:.80} cannot be kept: text of at most {NAME_BYTES_MAX} bytes, without NUL, is")

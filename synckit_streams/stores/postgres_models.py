@@ -8,13 +8,13 @@ from typing import Any
 
 from synckit_streams.errors import StoreError
 from synckit_streams.model.event import Offset
+from synckit_streams.stores.block import Appending, Block
 from synckit_streams.stores.commits import CommitQueue
-from synckit_streams.stores.ledger_store import Block
 from synckit_streams.stores.postgres_line import STATEMENT_OWN_S, Line, translate
-from synckit_streams.stores.postgres_schema import Statements
+from synckit_streams.stores.postgres_schema import Statements, check_name
 
 
-class PostgresTransaction:
+class PostgresTransaction(Appending):
     """See `Transaction`. Placeholders are `$1`, `$2`, …; statements run one after another.
 
     Args:
@@ -26,9 +26,9 @@ class PostgresTransaction:
     """
 
     def __init__(self, line: Line, queue: CommitQueue, block: Block, statements: Statements, name: str) -> None:
+        super().__init__(block)
         self._line = line
         self._queue = queue
-        self._block = block
         self._statements = statements
         self._name = name
 
@@ -80,17 +80,26 @@ class PostgresTransaction:
 
     async def applied(self, projection: str, aggregates: Sequence[tuple[str, str]]) -> Sequence[bytes | None]:
         """See `Transaction`."""
-        keys = [_hash(projection, *each) for each in aggregates]
+        keys = [applied_key(projection, *each) for each in aggregates]
         found = dict(await self.execute(self._statements.applied, (keys,)))
         return [found.get(key) for key in keys]
 
     async def note_applied(self, projection: str, states: Sequence[tuple[str, str, bytes]]) -> None:
         """See `Transaction`."""
-        if states:
-            rows = [(_hash(projection, *each[:2]), projection, *each) for each in states]
-            await self.execute(self._statements.note_applied, [list(column) for column in zip(*rows, strict=True)])
+        check_name(projection)
+        # By key, since one statement cannot change a row twice: the last state counts.
+        rows = {applied_key(projection, *each[:2]): (projection, *each) for each in states}
+        kept = [(key, *row) for key, row in rows.items() if row[3]]
+        if gone := [key for key, row in rows.items() if not row[3]]:
+            await self.execute(self._statements.remove_applied, (gone,))
+        if kept:
+            await self.execute(self._statements.note_applied, [list(column) for column in zip(*kept, strict=True)])
+
+    async def forget_applied(self, projection: str) -> None:
+        """See `Transaction`."""
+        await self.execute(self._statements.forget_applied, (projection,))
 
 
-def _hash(*names: str) -> bytes:
-    """Of an index entry, since an aggregate id may be longer than one may be."""
+def applied_key(*names: str) -> bytes:
+    """Of a note, by its projection, topic and aggregate id: an aggregate id may be longer than an index entry."""
     return blake2b("\0".join(names).encode(), digest_size=16).digest()

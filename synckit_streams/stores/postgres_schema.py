@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from synckit_streams.errors import Invalid
 from synckit_streams.model.clock import Key
 from synckit_streams.model.event import Event, Stored
 
@@ -22,6 +23,9 @@ CHANNEL = "synckit"
 
 PAGE_BYTES = 8 * 1024 * 1024
 """A page of events ends when their payloads come to so much, however many were asked for."""
+
+NAME_BYTES_MAX = 1_000
+"""Of a consumer, a reader, a log, a lease or a projection: what an index entry holds without doubt."""
 
 DAMAGE_NAMED = 20
 """So many places that are damaged are named."""
@@ -81,6 +85,9 @@ MIGRATIONS: tuple[str, ...] = (
     -- Who has what to himself, and until when by the server's clock. `token` ascends; a row is never deleted.
     CREATE TABLE {s}.leases (name text COLLATE "C" PRIMARY KEY, holder text NOT NULL, token bigint NOT NULL,
         until timestamptz NOT NULL);
+    """,
+    """
+    CREATE INDEX applied_projection ON {s}.applied (projection COLLATE "C", key);
     """,
 )
 SCHEMA_VERSION = len(MIGRATIONS)
@@ -207,22 +214,33 @@ class Statements:
             f"INSERT INTO {s}.applied SELECT * FROM {_unnest(['bytea', 'text', 'text', 'text', 'bytea'])} "
             "ON CONFLICT (key) DO UPDATE SET data = excluded.data"
         )
+        self.remove_applied = f"DELETE FROM {s}.applied WHERE key = ANY($1::bytea[])"
+        of_projection = f'{s}.applied WHERE projection COLLATE "C" = $1'
+        self.forget_applied = f"DELETE FROM {of_projection}"
+        self.applied_page = f"SELECT topic, aggregate_id, data FROM {of_projection} AND key > $2 ORDER BY key LIMIT $3"
         self.put_alarms = (
             f"INSERT INTO {s}.alarms AS a SELECT * FROM "
             f"{_unnest(['text', 'text', 'text', 'bigint', 'bigint', 'bigint'])} ON CONFLICT (kind, topic) DO UPDATE "
             "SET evidence = excluded.evidence, times = a.times + excluded.times, last_ms = excluded.last_ms"
         )
-        # Leases.
+        # Leases. Always locked in the order of their names, so that nobody waits for somebody who waits for him.
         until = "clock_timestamp() + make_interval(secs => $3)"
-        self.take_lease = (
-            f"INSERT INTO {s}.leases AS l VALUES ($1, $2, 1, {until}) ON CONFLICT (name) DO UPDATE SET "
+        self.take_leases = (
+            f"INSERT INTO {s}.leases AS l SELECT name, $2, 1, {until} FROM unnest($1::text[]) AS name "
+            'ORDER BY name COLLATE "C" ON CONFLICT (name) DO UPDATE SET '
             "holder = excluded.holder, token = l.token + 1, until = excluded.until "
-            "WHERE l.until <= clock_timestamp() OR l.holder = excluded.holder RETURNING token"
+            "WHERE l.until <= clock_timestamp() OR l.holder = excluded.holder RETURNING name, token"
         )
-        self.renew_lease = f"UPDATE {s}.leases SET until = {until} WHERE name = $1 AND token = $2 RETURNING 1"
-        self.release_lease = f"UPDATE {s}.leases SET until = clock_timestamp() WHERE name = $1 AND token = $2"
-        # Locked, so that nobody takes it before the commit.
-        self.hold_lease = f"SELECT 1 FROM {s}.leases WHERE name = $1 AND token = $2 FOR SHARE"
+        asked = f"{s}.leases l JOIN {_unnest(['text', 'bigint'])} AS asked (name, token) USING (name, token)"
+        mine = f"WITH mine AS (SELECT l.name FROM {asked} ORDER BY l.name FOR UPDATE OF l) UPDATE {s}.leases l SET "
+        self.renew_leases = f"{mine} until = {until} FROM mine WHERE l.name = mine.name RETURNING l.name, l.token"
+        self.release_leases = f"{mine} until = clock_timestamp() FROM mine WHERE l.name = mine.name"
+        # Locked, so that nobody takes one before the commit.
+        self.hold_leases = f"SELECT l.name, l.token FROM {asked} ORDER BY l.name FOR SHARE OF l"
+        self.leases = (
+            f"SELECT name, holder, token FROM {s}.leases WHERE starts_with(name, $1) AND until > clock_timestamp() "
+            "ORDER BY name"
+        )
         # Pages.
         self.page = self._page("position", "position > $1")
         self.topic_page = self._page(
@@ -315,3 +333,13 @@ def key_of(raw: bytes) -> Key:
 def plain(text: str) -> str:
     """A text for people, without what PostgreSQL's text cannot hold."""
     return text.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()
+
+
+def check_name(name: str) -> None:
+    """Raises Invalid: PostgreSQL cannot keep this as the name of something."""
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        size = NAME_BYTES_MAX + 1
+    if size > NAME_BYTES_MAX or "\0" in name:
+        raise Invalid(f"{name!r:.80} cannot be kept: text of at most {NAME_BYTES_MAX} bytes, without NUL, is")

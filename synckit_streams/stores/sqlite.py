@@ -27,11 +27,12 @@ from synckit_streams.model.seen import Interval
 from synckit_streams.ports.store import QUARANTINED_MAX, Opening, StoreFeatures, Transaction
 from synckit_streams.stores import sqlite_schema as schema
 from synckit_streams.stores.aggregate_hash import AggregateHash
+from synckit_streams.stores.block import Block
 from synckit_streams.stores.claim import FileClaim
 from synckit_streams.stores.commits import CommitQueue
 from synckit_streams.stores.identity import known_nodes, nodes_of, noted_nodes, warn_of_other_node
-from synckit_streams.stores.ledger_store import Block, LedgerStore, Probe
-from synckit_streams.stores.models import SqliteTransaction
+from synckit_streams.stores.ledger_store import LedgerStore, Probe
+from synckit_streams.stores.models import SqliteTransaction, check_open
 from synckit_streams.stores.place_rows import run_of
 from synckit_streams.stores.sqlite_damage import damage
 from synckit_streams.stores.sqlite_facts import SqliteFacts
@@ -287,6 +288,9 @@ class SqliteStore(LedgerStore):
         if commit:
             self._probe("committed")
 
+    def _check_begun(self) -> None:
+        check_open(self.writer)
+
     def _handle(self, queue: CommitQueue, block: Block) -> Transaction:
         return SqliteTransaction(self.writer, queue, block, self._translate)
 
@@ -460,6 +464,13 @@ class SqliteStore(LedgerStore):
         """See `EventStore`."""
         rows = await self._rows("SELECT consumer, log, position, fingerprint FROM offsets ORDER BY consumer")
         return {row[0]: Offset(*row[1:]) for row in rows}
+
+    async def applied(
+        self, projection: str, *, after: tuple[str, str] | None, limit: int
+    ) -> Sequence[tuple[str, str, bytes]]:
+        """See `EventStore`."""
+        # Nothing is called "", so it is before all.
+        return await self._rows(schema.APPLIED_PAGE, (projection, *(after or ("", "")), limit))
 
     async def quarantine(self, *, after: int, limit: int) -> Sequence[Quarantined]:
         """See `EventStore`."""

@@ -52,6 +52,11 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE TABLE alarms (kind TEXT, topic TEXT, evidence TEXT NOT NULL, times INTEGER NOT NULL,
         first_ms INTEGER NOT NULL, last_ms INTEGER NOT NULL, PRIMARY KEY (kind, topic)) WITHOUT ROWID;
     """,
+    """
+    -- What each projection noted of an aggregate: the state that it applied last. Some files have it already.
+    CREATE TABLE IF NOT EXISTS projection_applied (projection TEXT, topic TEXT, aggregate_id TEXT, data BLOB NOT NULL,
+        PRIMARY KEY (projection, topic, aggregate_id)) WITHOUT ROWID;
+    """,
 )
 SCHEMA_VERSION = len(MIGRATIONS)
 
@@ -90,6 +95,17 @@ UPSERT_ALARM = (
     "times=times + excluded.times, last_ms=excluded.last_ms"
 )
 UPSERT_OFFSET = "INSERT OR REPLACE INTO offsets VALUES (?, ?, ?, ?)"
+SELECT_APPLIED = (
+    "SELECT asked.key, data FROM json_each(?) AS asked JOIN projection_applied ON projection = ? "
+    "AND topic = asked.value ->> 0 AND aggregate_id = asked.value ->> 1"
+)
+UPSERT_APPLIED = "INSERT OR REPLACE INTO projection_applied VALUES (?, ?, ?, ?)"
+REMOVE_APPLIED = "DELETE FROM projection_applied WHERE (projection, topic, aggregate_id) = (?, ?, ?)"
+FORGET_APPLIED = "DELETE FROM projection_applied WHERE projection = ?"
+APPLIED_PAGE = (
+    "SELECT topic, aggregate_id, data FROM projection_applied WHERE projection = ? AND (topic, aggregate_id) > (?, ?) "
+    "ORDER BY topic, aggregate_id LIMIT ?"
+)
 
 _encode = encode_event = msgspec.msgpack.Encoder().encode
 decode_event = msgspec.msgpack.Decoder(Event).decode

@@ -18,6 +18,7 @@ from synckit_streams.errors import CauseUnknown, IdReused, Invalid, TooLarge
 from synckit_streams.model.clock import COUNTER_MAX, Key, keys_bytes, vector_bytes
 from synckit_streams.model.codec import (
     CONTEXT_BYTES_MAX,
+    TRACEPARENT_BYTES_MAX,
     check_draft,
     content_hash,
     encode_metadata,
@@ -44,17 +45,25 @@ FIRST_VERSION = 1
 """The default of `Draft.schema_version`; compared by identity, so that True is not taken for it."""
 
 
-Prepared: TypeAlias = tuple[Draft, bytes, bytes, bytes, bytes | None]
-"""A draft with its payload, metadata, `after` and context in bytes; the context is None when the store's own is wanted.
-A plain tuple, since there is one for each event of a bulk load."""
+Prepared: TypeAlias = tuple[Draft, bytes, bytes, bytes, bytes | None, str]
+"""A draft with its payload, metadata, `after` and context in bytes, and its trace; the context is None when the store's
+own is wanted. A plain tuple, since there is one for each event of a bulk load."""
 
 
-def prepare(drafts: Sequence[Draft]) -> list[Prepared]:
+def prepare(drafts: Sequence[Draft], traceparent: str = "") -> list[Prepared]:
     """The drafts of one request in bytes.
 
+    Args:
+        drafts: As they were given.
+        traceparent: W3C trace context that their events carry.
+
     Raises:
-        Invalid, TooLarge: something in a draft that the protocol does not allow.
+        Invalid, TooLarge: something in a draft, or in the trace context, that the protocol does not allow.
     """
+    if len(traceparent) > TRACEPARENT_BYTES_MAX:
+        raise TooLarge(f"the trace context has {len(traceparent)} characters")
+    if not traceparent.isascii() or not traceparent.isprintable():
+        raise Invalid(f"the trace context {traceparent!r} is not printable ASCII")
     prepared: list[Prepared] = []
     plain: list[bytes] = []
     topic = type_ = None
@@ -96,7 +105,7 @@ def prepare(drafts: Sequence[Draft]) -> list[Prepared]:
             context = vector_bytes(draft.context)
             if len(context) > CONTEXT_BYTES_MAX:
                 raise TooLarge(f"the context has {len(context)} bytes; at most {CONTEXT_BYTES_MAX} are allowed")
-        prepared.append((draft, payload, metadata, after, context))
+        prepared.append((draft, payload, metadata, after, context, traceparent))
     if _has_null(b"".join(plain)):  # perhaps a NaN: one search over all of them costs less than one over each
         for draft, *_ in prepared:
             encode_payload(draft.data)
@@ -127,7 +136,7 @@ def check(ledger: Ledger, prepared: Sequence[Prepared], facts: Facts, changes: C
     digests: dict[str, bytes] = {}
     # Few writers cannot make a context too long, so few are not measured.
     wide = any(len(ledger.streams.get(topic, ())) > WRITERS_FEW for topic in {draft.topic for draft, *_ in prepared})
-    for draft, payload, metadata, _, _ in prepared:
+    for draft, payload, metadata, *_ in prepared:
         if draft.after:
             for cause in draft.after:
                 if Key(*cause) not in ledger:
@@ -155,9 +164,7 @@ def check(ledger: Ledger, prepared: Sequence[Prepared], facts: Facts, changes: C
     return repeats
 
 
-def write(
-    turn: Turn, prepared: Sequence[Prepared], repeats: Mapping[str, Stored], *, now_ms: int, traceparent: str
-) -> None:
+def write(turn: Turn, prepared: Sequence[Prepared], repeats: Mapping[str, Stored], *, now_ms: int) -> None:
     """Number the drafts that `check` passed, and put them at the end of the log.
 
     Args:
@@ -165,7 +172,6 @@ def write(
         prepared: The drafts.
         repeats: What `check` gave.
         now_ms: The wall clock.
-        traceparent: W3C trace context that the events carry.
     """
     ledger, changes, facts = turn.ledger, turn.changes, turn.facts
     stored = turn.appended
@@ -176,11 +182,11 @@ def write(
     origin, log, now = ledger.own_origin(), ledger.log, now_ms << 16
     rows, late, waiting, aggregates = changes.rows, changes.late, ledger.waiting, ledger.aggregates
     nothing_known = facts.nothing_known
-    new_ids = iter(ledger.new_ids(sum([draft.id is None for draft, _, _, _, _ in prepared]), now_ms))
+    new_ids = iter(ledger.new_ids(sum([draft.id is None for draft, *_ in prepared]), now_ms))
     clock, position = ledger.at_packed, ledger.position
     topic, stream, seq = "", Stream(), 0
     hashes: list[bytes] = []  # of what the stream does not know yet
-    for draft, payload, metadata, after, context in prepared:
+    for draft, payload, metadata, after, context, traceparent in prepared:
         id = draft.id
         if id is None:
             id = next(new_ids)

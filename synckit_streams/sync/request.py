@@ -71,7 +71,7 @@ def decide(
     if ledger.ripe:
         turn.ripen()
     if prepared:
-        drafts.write(turn, prepared, repeats, now_ms=request.now_ms, traceparent=request.traceparent)
+        drafts.write(turn, prepared, repeats, now_ms=request.now_ms)
     if request.forget:
         arrivals.forget(turn, request.forget)
     if request.echoes:

@@ -133,9 +133,9 @@ async def commit_late(url: str, consumer: str, idle_timeout_s: float) -> None:
     """Take a lease and commit under it when told to; it may be somebody else's by then."""
     store = PostgresStore(url, idle_timeout_s=idle_timeout_s)
     await store.open(opening("writer"))
-    lease = await store.lease("lane-1", "late", ttl_s=0.05)
+    leases = await store.lease(["lane-1"], "late", ttl_s=0.05)
     try:
-        async with store.transaction(lease) as tx:
+        async with store.transaction(leases) as tx:
             await tx.offset(consumer)
             await tx.set_offset(consumer, Offset(store.id, 1))
             say("in the middle")

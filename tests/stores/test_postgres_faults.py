@@ -110,7 +110,7 @@ async def test_cancelled_callers_leave_no_connection_behind(database: str, seed:
             lambda: store.append([draft(), draft()], now_ms=NOW_MS),
             lambda: store.log(after=None, limit=5),
             lambda: store.summary("orders"),
-            lambda: store.lease("lane-1", "a", ttl_s=9.0),
+            lambda: store.lease(["lane-1"], "a", ttl_s=9.0),
         ]
         for _ in range(100):
             tasks = [asyncio.ensure_future(dice.choice(calls)()) for _ in range(dice.randint(1, 9))]

@@ -328,9 +328,9 @@ async def test_a_process_that_was_stopped_past_its_lease(database: str, taken: b
             expired = "SELECT 1 FROM synckit.leases WHERE until <= clock_timestamp()"
             await until(lambda: run_sql(database, expired), "the lease runs out")
             if taken:
-                lease = await store.lease("lane-1", "prompt", ttl_s=60.0)
-                assert lease is not None
-                async with store.transaction(lease) as tx:
+                leases = await store.lease(["lane-1"], "prompt", ttl_s=60.0)
+                assert leases
+                async with store.transaction(leases) as tx:
                     await tx.set_offset("prompt", Offset(store.id, 1))
             os.kill(process.pid, signal.SIGCONT)
             assert process.stdin is not None
@@ -351,11 +351,11 @@ async def test_a_process_that_was_stopped_in_its_transaction_keeps_nobody_out_fo
         async with opened(database) as store:
 
             async def take() -> Any:
-                return await store.lease("lane-1", "prompt", ttl_s=60.0)
+                return await store.lease(["lane-1"], "prompt", ttl_s=60.0)
 
             await until(take, "the lease runs out")
-            lease = await take()
-            async with store.transaction(lease) as tx:
+            leases = await take()
+            async with store.transaction(leases) as tx:
                 assert await tx.offset("lane-1") is None
                 await tx.set_offset("lane-1", Offset(store.id, 2))
             os.kill(process.pid, signal.SIGCONT)
@@ -380,10 +380,10 @@ async def test_a_lease_is_not_taken_in_the_middle_of_a_commit(database: str) -> 
             assert go_on.wait(DEADLINE_S)
 
     async with opened(database, probe=probe) as slow, opened(database) as quick:
-        lease = await slow.lease("lane-1", "slow", ttl_s=0.01)
+        leases = await slow.lease(["lane-1"], "slow", ttl_s=0.01)
 
         async def commit() -> None:
-            async with slow.transaction(lease) as tx:
+            async with slow.transaction(leases) as tx:
                 await tx.set_offset("lane-1", Offset(slow.id, 1))
 
         hold = True
@@ -391,11 +391,11 @@ async def test_a_lease_is_not_taken_in_the_middle_of_a_commit(database: str) -> 
         await asyncio.wait_for(reached.wait(), DEADLINE_S)
         expired = "SELECT 1 FROM synckit.leases WHERE until <= clock_timestamp()"
         await until(lambda: run_sql(database, expired), "the lease runs out")
-        second = asyncio.create_task(quick.lease("lane-1", "quick", ttl_s=60.0))
+        second = asyncio.create_task(quick.lease(["lane-1"], "quick", ttl_s=60.0))
         waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
         await until(lambda: run_sql(database, waiting), "the second one waits")
         hold = False
         go_on.set()
         await first
-        assert (await second) is not None
+        assert await second
         assert await quick.offset("lane-1") == Offset(slow.id, 1)

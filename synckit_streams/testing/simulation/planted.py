@@ -122,8 +122,10 @@ BUGS = (
         (
             Edit(
                 MEMORY,
-                '        self._probe("commit")  # everything below happens at once\n',
-                '        self.disk.offsets.update(changes.offsets)\n        self._probe("commit")\n',
+                '        yield\n        self._probe("commit")\n',
+                "        yield\n        if self._gathered.changes is not None:\n"
+                "            self.disk.offsets.update(self._gathered.changes.offsets)\n"
+                '        self._probe("commit")\n',
             ),
         ),
         profile="silent",
@@ -168,7 +170,7 @@ BUGS = (
     Planted(
         "mirror-ahead-of-disk",
         "after a commit that failed, the ledger goes on as if it had not",
-        (Edit(LEDGER_STORE, "            self._stale = True\n            failure =", "            failure ="),),
+        (Edit(LEDGER_STORE, "        self._stale = self._stale or stale\n", ""),),
         profile="rotation",
         sooner=25,
     ),
@@ -199,7 +201,7 @@ BUGS = (
         "partial-commit",
         "a commit that is broken off leaves a part of it behind",
         (
-            Edit(MEMORY, '        self._probe("commit")  # everything below happens at once\n', ""),
+            Edit(MEMORY, '        yield\n        self._probe("commit")\n', "        yield\n"),
             Edit(
                 MEMORY,
                 "            self._put(row)\n        if origin:\n",

@@ -17,6 +17,7 @@ store answers from its indexes.
 
 from __future__ import annotations
 
+from synckit_streams.testing.store_contract.effects import Effects
 from synckit_streams.testing.store_contract.history import Histories
 from synckit_streams.testing.store_contract.kit import NOW_MS, Media, Probe, Writer, arrivals, audit, draft, opening
 from synckit_streams.testing.store_contract.leasing import Leasing
@@ -30,7 +31,7 @@ from synckit_streams.testing.store_contract.writing import Writing
 __all__ = ["NOW_MS", "Media", "Probe", "StoreContract", "Writer", "arrivals", "audit", "draft", "opening"]
 
 
-class StoreContract(Writing, Receiving, Reading, Looking, Moving, Leasing, Living, Histories):
+class StoreContract(Writing, Receiving, Reading, Looking, Moving, Leasing, Effects, Living, Histories):
     """See the module's text. The tests are coroutines: run them with pytest-asyncio's `asyncio_mode = "auto"`, or mark
     the subclass with `pytest.mark.asyncio`.
 

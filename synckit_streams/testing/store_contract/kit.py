@@ -231,6 +231,8 @@ def uses(store: EventStore) -> list[Callable[[], Awaitable[Any]]]:
         store.damage,
         lambda: store.offset("x"),
         store.offsets,
+        lambda: store.applied("x", after=None, limit=1),
+        lambda: store.leases(""),
         lambda: store.quarantine(after=0, limit=1),
         transact,
         watch,
