@@ -419,7 +419,13 @@ class LedgerStore(Leasing, ABC):
             raise self._translate(error) from error
 
     def _end_own(self, commit: bool) -> None:
-        block, self._block = self._block, None
+        try:
+            self._end_block(commit)
+        finally:
+            self._block = None
+
+    def _end_block(self, commit: bool) -> None:
+        block = self._block
         decided: tuple[Changes, Turn] | None = None
         if commit and block is not None:
             try:

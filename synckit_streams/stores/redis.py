@@ -13,12 +13,14 @@ from contextlib import contextmanager, suppress
 
 from synckit_streams.errors import StoreError, StoreInUse
 from synckit_streams.ports.store import Opening, StoreFeatures
+from synckit_streams.stores.block import Block
 from synckit_streams.stores.kv_store import KeyValueStore, check_schema
 from synckit_streams.stores.ledger_store import Probe
 from synckit_streams.stores.redis_link import Link, require_redis, translate
 from synckit_streams.stores.redis_medium import RedisMedium
 from synckit_streams.stores.redis_url import check_promises, parse_url
-from synckit_streams.sync.ledger import Ledger
+from synckit_streams.sync.ledger import Changes, Ledger
+from synckit_streams.sync.turn import Turn
 
 LISTEN_CHECK_S = 0.2
 
@@ -158,6 +160,13 @@ class RedisStore(KeyValueStore):
         super()._begin()
         self._follow_server()
 
+    def _finish_block(self, block: Block) -> tuple[Changes, Turn] | None:
+        try:
+            return super()._finish_block(block)
+        except Exception:
+            self.medium.check()
+            raise
+
     def _end(self, *, commit: bool) -> None:
         super()._end(commit=commit)
         self._given = max(self._given, self._ledger.position)
@@ -170,6 +179,8 @@ class RedisStore(KeyValueStore):
         medium.ready()
         if not medium.moved:
             return
+        if self._block is not None:  # it has read what is there no more, and must not be written on what is there now
+            medium.check()
         assert self._opening is not None
         meta = check_schema(medium, self.name)
         self._stale = True

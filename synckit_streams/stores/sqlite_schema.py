@@ -96,7 +96,7 @@ UPSERT_ALARM = (
 )
 UPSERT_OFFSET = "INSERT OR REPLACE INTO offsets VALUES (?, ?, ?, ?)"
 SELECT_APPLIED = (
-    "SELECT asked.key, data FROM json_each(?) AS asked JOIN projection_applied ON projection = ? "
+    "SELECT asked.key, data FROM json_each(?) AS asked CROSS JOIN projection_applied ON projection = ? "
     "AND topic = asked.value ->> 0 AND aggregate_id = asked.value ->> 1"
 )
 UPSERT_APPLIED = "INSERT OR REPLACE INTO projection_applied VALUES (?, ?, ?, ?)"

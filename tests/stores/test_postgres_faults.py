@@ -22,6 +22,7 @@ import pytest
 
 from synckit_streams.errors import StoreDenied, StoreError, StoreFull, StoreUnavailable
 from synckit_streams.model.event import Draft, Offset
+from synckit_streams.model.exchange import AppendResult
 from synckit_streams.ports.store import EventStore
 from synckit_streams.stores.postgres import PostgresStore
 from synckit_streams.stores.postgres_line import READERS_MAX
@@ -35,10 +36,25 @@ from tests.stores.test_postgres import as_user, tables
 from tests.stores.test_postgres_shared import DEADLINE_S, opened, until
 
 
+async def append_in_block(store: EventStore, drafts: list[Draft]) -> AppendResult:
+    """With an effect of its own."""
+    async with store.transaction() as tx:
+        await tx.append(drafts, now_ms=NOW_MS)
+        await tx.set_offset("handler", Offset(store.id, 1))
+    assert tx.appended is not None
+    return tx.appended
+
+
+async def append_plainly(store: EventStore, drafts: list[Draft]) -> AppendResult:
+    """Beside an offset."""
+    return await store.append(drafts, now_ms=NOW_MS, offsets={"handler": Offset(store.id, 1)})
+
+
+@pytest.mark.parametrize("append", [append_plainly, append_in_block])
 @pytest.mark.parametrize("lost", ["the order", "the answer"])
-async def test_a_connection_that_is_lost_in_the_middle_of_a_commit(database: str, lost: str) -> None:
+async def test_a_connection_that_is_lost_in_the_middle_of_a_commit(database: str, lost: str, append: Any) -> None:
     """If the server had done it, it is acknowledged; if not, that is an error which a retry may follow. No event is
-    there twice, whether its draft had an id or not."""
+    there twice, whether its draft had an id or not, and its offset is there with it."""
     loop = asyncio.get_running_loop()
     async with FaultProxy(database) as proxy:
         fail = False
@@ -61,7 +77,7 @@ async def test_a_connection_that_is_lost_in_the_middle_of_a_commit(database: str
             busy = "SELECT 1 FROM pg_stat_activity WHERE state = 'idle in transaction' AND datname = current_database()"
             count = "SELECT position FROM synckit.events"
             fail = True
-            task = asyncio.create_task(store.append([draft(data=1), draft(data=2)], now_ms=NOW_MS))
+            task = asyncio.create_task(append(store, [draft(data=1), draft(data=2)]))
 
             async def stuck() -> bool:
                 if lost == "the order":
@@ -74,11 +90,13 @@ async def test_a_connection_that_is_lost_in_the_middle_of_a_commit(database: str
             if lost == "the order":
                 with pytest.raises(StoreUnavailable):
                     await task
-                result = await store.append([draft(data=1), draft(data=2)], now_ms=NOW_MS)
+                assert await store.offset("handler") is None
+                result = await append(store, [draft(data=1), draft(data=2)])
             else:
                 result = await task
             assert [each.position for each in result.appended] == [2, 3]
             assert [each.event.data for each in await audit(store)] == [0, 1, 2]
+            assert await store.offset("handler") == Offset(store.id, 1)
 
 
 async def test_a_connection_that_is_lost_between_two_commits_is_made_anew(database: str) -> None:
@@ -104,6 +122,7 @@ async def test_cancelled_callers_leave_no_connection_behind(database: str, seed:
         async def effect() -> None:
             async with store.transaction() as tx:
                 await tx.set_offset("x", Offset(store.id, 1))
+                await tx.append([draft("o-1"), draft("o-2")], now_ms=NOW_MS)
 
         calls: list[Callable[[], Awaitable[Any]]] = [
             effect,
@@ -138,11 +157,21 @@ async def test_a_transaction_of_ones_own_goes_with_its_connection(database: str)
         async def effect() -> None:
             async with store.transaction() as tx:
                 await tx.set_offset("x", Offset(store.id, 1))
+                await tx.append([draft()], now_ms=NOW_MS)
                 await tx.execute("SELECT pg_terminate_backend(pg_backend_pid())")
 
-        with pytest.raises(StoreUnavailable):
-            await effect()
+        async def swallow() -> None:
+            async with store.transaction() as tx:
+                await tx.append([draft()], now_ms=NOW_MS)
+                with pytest.raises(StoreUnavailable):
+                    await tx.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+                await store.summary("orders")  # over a new connection, on which no transaction is open
+
+        for call in (effect, swallow):
+            with pytest.raises(StoreUnavailable):
+                await call()
         assert await store.offset("x") is None
+        assert await audit(store) == []
         async with store.transaction() as tx:
             await tx.set_offset("x", Offset(store.id, 2))
         assert await store.offset("x") == Offset(store.id, 2)

@@ -218,6 +218,33 @@ async def test_a_server_that_was_emptied_is_noticed_without_a_write(url: str, cl
         assert second.offset.log == first.offset.log
 
 
+@pytest.mark.parametrize("noticed", [False, True])
+async def test_a_block_in_which_the_server_was_emptied_writes_nothing(url: str, client: Any, noticed: bool) -> None:
+    """What it has read is there no more, so what it made of it does not come there; also if that was noticed before
+    its end. The next one goes on with what there is."""
+    async with opened(url, claim_s=0.2) as store:
+        first = await write(store, 1)
+
+        async def effect(*, lose: bool) -> Any:
+            async with store.transaction() as tx:
+                await tx.append([draft(data=2)], now_ms=NOW_MS)
+                await tx.set_offset("handler", first.offset)
+                if lose:
+                    name = url.partition("=")[2]
+                    client.delete(*client.keys(f"*{name}*"))
+                    async with asyncio.timeout(20):
+                        while noticed and not store.medium.moved:
+                            await store.end()
+            return tx.appended
+
+        with pytest.raises(StoreUnavailable):
+            await effect(lose=True)
+        assert (await audit(store), await store.offset("handler")) == ([], None)
+        result = await effect(lose=False)
+        assert result.appended[0].event.origin != first.event.origin
+        assert [each.event.data for each in await audit(store)] == [2]
+
+
 async def test_rows_that_somebody_changed_are_noticed(url: str, client: Any) -> None:
     """Whoever touches what is ours, the next commit is not done on what was read before."""
     async with opened(url) as store:

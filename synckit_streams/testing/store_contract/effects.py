@@ -157,8 +157,14 @@ class Effects(Bench):
         async with opened(probe=probe) as store:
             await transact(store, [draft()], position=1)
             fail = True
+            block = store.transaction()
+            tx = await block.__aenter__()
+            await tx.append([draft(), draft("o-2")], now_ms=NOW_MS)
+            await tx.note_applied("handler", [("orders", "o-1", b"2")])
+            await tx.set_offset("handler", Offset(store.id, 2))
             with pytest.raises((StoreError, error)):
-                await transact(store, [draft(), draft("o-2")], position=2)
+                await block.__aexit__(None, None, None)
+            assert tx.appended is None
             fail = False
             before = (3, 2, b"2") if step == "committed" else (1, 1, b"1")
             assert await state(store) == before
