@@ -1,5 +1,7 @@
 """synckit-streams: nodes that write offline and converge over a message broker."""
 
+from synckit_streams.app.app import App
+from synckit_streams.app.calling import Depends
 from synckit_streams.errors import (
     CauseUnknown,
     ClockSkew,
@@ -29,21 +31,26 @@ from synckit_streams.errors import (
     TooLarge,
     Unauthorised,
     Unavailable,
+    Unfit,
     WireError,
 )
 from synckit_streams.model.clock import Dot, HybridTime, Key, Order, VersionVector
 from synckit_streams.model.event import Draft, Event, Offset, Stored
 from synckit_streams.model.seen import Seen
 from synckit_streams.ports.projection import Batch, Change, Projection
+from synckit_streams.runtime.handling import HandlerContext
 from synckit_streams.runtime.ingest import Ingest, Ingested
 from synckit_streams.runtime.node import SyncNode
+from synckit_streams.runtime.policy import Breaker, Retry
 from synckit_streams.runtime.result import SyncResult
 from synckit_streams.sync.conflict import Conflict, ConflictResolver, Decision, Resolution
 from synckit_streams.sync.resolvers import AdditiveMerge, FirstWriteWins, LastWriteWins
 
 __all__ = [
     "AdditiveMerge",
+    "App",
     "Batch",
+    "Breaker",
     "CauseUnknown",
     "Change",
     "ClockSkew",
@@ -53,6 +60,7 @@ __all__ = [
     "ConnectorError",
     "ConnectorNotFound",
     "Decision",
+    "Depends",
     "Dot",
     "DotReused",
     "Draft",
@@ -60,6 +68,7 @@ __all__ = [
     "FeatureUnsupported",
     "FirstWriteWins",
     "FrameMalformed",
+    "HandlerContext",
     "HandlerError",
     "HybridTime",
     "IdReused",
@@ -76,6 +85,7 @@ __all__ = [
     "ProjectionFailed",
     "Rejected",
     "Resolution",
+    "Retry",
     "SchemaNewer",
     "Seen",
     "StoreBusy",
@@ -93,6 +103,7 @@ __all__ = [
     "TooLarge",
     "Unauthorised",
     "Unavailable",
+    "Unfit",
     "VersionVector",
     "WireError",
 ]

@@ -33,7 +33,8 @@ SyncKitError(code, retryable, hint)
 │  ├─ Rejected SK403            the broker refused what we asked
 │  └─ Unauthorised SK404        wrong or missing credentials (retryable)
 └─ HandlerError SK500           the user's code raised
-   └─ ProjectionFailed SK501    a projection raised; its offset did not move
+   ├─ ProjectionFailed SK501    a projection raised; its offset did not move
+   └─ Unfit SK502               an event that the handler can never take
 ```
 
 `retryable` answers one question: can the same call succeed later without anybody changing anything? `hint` says what
@@ -287,3 +288,10 @@ class ProjectionFailed(HandlerError):
 
     code = "SK501"
     default_hint = "its offset has not moved: put it right, and it goes on from there"
+
+
+class Unfit(HandlerError):
+    """An event that the handler can never take, however often it is tried: it does not fit the model, say."""
+
+    code = "SK502"
+    default_hint = "it goes to the dead-letter topic at once; `synckit dlq redrive` puts it back when the code takes it"

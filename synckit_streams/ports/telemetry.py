@@ -91,6 +91,16 @@ class Projected(Detail, frozen=True, kw_only=True):
     duration_s: float
 
 
+class Handled(Detail, frozen=True, kw_only=True):
+    """A handler was called with so many events; `error` names the exception that it raised, or is ""."""
+
+    group: str
+    handler: str
+    events: int
+    error: str
+    duration_s: float
+
+
 class Link(Detail, frozen=True, kw_only=True):
     """The connection to a broker changed: `up`, `down`, and why."""
 

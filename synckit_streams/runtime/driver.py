@@ -11,18 +11,27 @@ import logging
 import os
 import random
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager
 from types import TracebackType
 from typing import NamedTuple, Protocol
 
-from synckit_streams.errors import CauseUnknown, ClockSkew, IdReused, Invalid, StoreClosed, SyncKitError, TooLarge
+from synckit_streams.errors import (
+    CauseUnknown,
+    ClockSkew,
+    IdReused,
+    Invalid,
+    LeaseLost,
+    StoreClosed,
+    SyncKitError,
+    TooLarge,
+)
 from synckit_streams.model.clock import HybridTime
 from synckit_streams.model.codec import TRACEPARENT_BYTES_MAX
 from synckit_streams.model.event import Draft, Event
 from synckit_streams.model.exchange import AppendResult, Raised
 from synckit_streams.model.seen import Interval
-from synckit_streams.ports.store import EventStore, Opening
+from synckit_streams.ports.store import EventStore, Lease, Opening, Transaction
 from synckit_streams.ports.telemetry import Alarmed, Appended, Detail, Observer
 from synckit_streams.runtime.recent import Recent
 from synckit_streams.runtime.settings import Settings
@@ -176,14 +185,14 @@ class Driver:
         found = self._recent.page(topic, origin, interval, limit=limit)
         return found or await self.store.events(topic, origin, interval, limit=limit)
 
-    def _lose_track(self, effect: protocol.Persist) -> None:
+    def _lose_track(self, effect: protocol.Persist | None) -> None:
         """The caller was cancelled while the store was writing, or the commit failed halfway: nobody told the replica.
 
         The replica is told what the disk holds, as soon as the store can say.
         """
         self._times_lost += 1
         self._recent.clear()
-        if isinstance(effect.cause, protocol.Received):
+        if effect is not None and isinstance(effect.cause, protocol.Received):
             self.replica.step(protocol.Forgot(effect.cause.link, effect.cause.topic))
 
         async def catch_up() -> None:
@@ -280,6 +289,46 @@ class Driver:
         self.observe(Appended(node=self.settings.node, topics=topics, events=result.fresh, duration_s=duration))
         self.wrote()
         return result
+
+    @asynccontextmanager
+    async def transaction(self, leases: Sequence[Lease] = ()) -> AsyncIterator[Transaction]:
+        """A transaction of the store's; events that are written in it (`write_in`) become known when it is committed.
+
+        Raises:
+            LeaseLost: see `EventStore.transaction`.
+            IdReused, CauseUnknown: about the drafts; nothing of the block was written.
+            StoreError: see `EventStore.append`.
+        """
+        block_ended = False
+        try:
+            async with self.store.transaction(leases) as tx:
+                yield tx
+                block_ended = True
+        except (*NOTHING_WRITTEN, LeaseLost):
+            raise
+        except (asyncio.CancelledError, Exception):
+            if block_ended:
+                self._lose_track(None)
+            raise
+        result = tx.appended
+        if result is None:
+            return
+        for effect in self.replica.step(protocol.Persisted(result, None)):
+            if not isinstance(effect, protocol.Persist):
+                self._carry(effect)
+        self._tell()
+        topics = tuple({stored.event.topic for stored in result.appended})
+        self.observe(Appended(node=self.settings.node, topics=topics, events=result.fresh, duration_s=0.0))
+        self.wrote()
+
+    async def write_in(self, tx: Transaction, drafts: Sequence[Draft], *, traceparent: str = "") -> None:
+        """Let local events be written with a transaction, which numbers them when it commits.
+
+        Raises:
+            ClockSkew, Invalid, TooLarge: about the drafts.
+        """
+        self._check_clock()
+        await tx.append(drafts, now_ms=self.world.wall_ms(), traceparent=traceparent)
 
     def _check_clock(self) -> None:
         wall, mono = self.world.wall_ms(), self.world.mono_ms()

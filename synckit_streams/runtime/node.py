@@ -21,7 +21,10 @@ from synckit_streams.runtime.autosync import AutoSync
 from synckit_streams.runtime.cancel import is_cancelled
 from synckit_streams.runtime.door import Door, open_door
 from synckit_streams.runtime.driver import Driver, Silence, World
+from synckit_streams.runtime.group import Group
+from synckit_streams.runtime.handling import Handler
 from synckit_streams.runtime.ingest import Ingest, Ingested, Ingestion
+from synckit_streams.runtime.keeping import LEASE_S
 from synckit_streams.runtime.link import Link, link_name
 from synckit_streams.runtime.meeting import Meeting
 from synckit_streams.runtime.paging import PageSize
@@ -504,6 +507,24 @@ class SyncNode:
                 self._listeners.remove(on_result)
 
         return unsubscribe
+
+    async def follow(self) -> None:
+        """Keep the projections at the end of the log, for ever; cancel it. What fails is tried again, and logged."""
+        self._check_open()
+        await self._project()
+        async for _ in self.store.watch():
+            await self._project()
+            await asyncio.sleep(PROJECT_PAUSE_S)
+
+    async def _project(self) -> None:
+        _, failures = await self._projector.catch_up()
+        for failure in failures:
+            logger.error("%s: %s", self.node_id, failure, exc_info=failure)
+
+    def group(self, name: str, handlers: Sequence[Handler], *, concurrency: int = 1, lease_s: float = LEASE_S) -> Group:
+        """Handlers that follow this node's log; they work while `Group.run` does. See `Group` for the arguments."""
+        self._check_open()
+        return Group(self._driver, name, handlers, concurrency=concurrency, lease_s=lease_s)
 
     async def project(self) -> int:
         """Bring the projections up to the end of the log; gives how many events were applied. `sync` does it too.

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from synckit_streams.testing.brokers import NatsServer, RedisServer
     from synckit_streams.testing.connector_contract import ConnectorContract
     from synckit_streams.testing.fault_proxy import FaultProxy
+    from synckit_streams.testing.harness import TestApp
     from synckit_streams.testing.kafka_server import KafkaServer
     from synckit_streams.testing.postgres_server import PostgresServer
     from synckit_streams.testing.store_contract import StoreContract
@@ -31,6 +32,7 @@ __all__ = [
     "PostgresServer",
     "RedisServer",
     "StoreContract",
+    "TestApp",
 ]
 
 _MODULES = {
@@ -41,6 +43,7 @@ _MODULES = {
     "PostgresServer": "postgres_server",
     "RedisServer": "brokers",
     "StoreContract": "store_contract",
+    "TestApp": "harness",
 }
 
 

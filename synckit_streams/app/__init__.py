@@ -1,0 +1,1 @@
+"""Declared handlers and projections, and the workers that run them."""

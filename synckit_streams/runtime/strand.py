@@ -1,0 +1,421 @@
+"""Some lanes of a handler group, worked on by one task: handlers are called, and what came of them is committed.
+
+An event whose handler raises is *parked*: it waits beside its lane, with what comes of the same aggregate, and its
+attempts are counted on the disk. When they are used up it goes to the dead-letter topic, in the same commit that lets
+its aggregate go on. Of a batch that fails, halving tells who it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import NamedTuple
+
+import msgspec
+
+from synckit_streams.errors import (
+    CauseUnknown,
+    IdReused,
+    Invalid,
+    LeaseLost,
+    StoreBusy,
+    StoreClosed,
+    StoreCorrupt,
+    StoreFull,
+    StoreUnavailable,
+    TooLarge,
+    Unfit,
+)
+from synckit_streams.model.event import Draft, Offset, Stored
+from synckit_streams.ports.telemetry import Handled
+from synckit_streams.runtime.cancel import is_cancelled
+from synckit_streams.runtime.circuit import Circuit
+from synckit_streams.runtime.driver import Driver
+from synckit_streams.runtime.handling import Handler, HandlerContext
+from synckit_streams.runtime.lanes import PARKED_EVENTS_MAX, Aggregate, Lane, Parked
+from synckit_streams.runtime.policy import Settled, dead_letter, reason_of
+from synckit_streams.runtime.unit import UNIT_EVENTS, Unit
+
+logger = logging.getLogger("synckit_streams")
+
+UNIT_S = 0.01
+"""A unit to which one handler after another adds is committed after so long."""
+IDLE_POSITIONS = 1_000
+"""A lane in which nothing happens is moved on when the others are so far ahead."""
+STORE_AWAY = (StoreBusy, StoreFull, StoreUnavailable, StoreClosed, StoreCorrupt, LeaseLost)
+"""The store's doing, and not the handler's."""
+REFUSED = (IdReused, CauseUnknown, Invalid, TooLarge)
+"""What a store says of an event that it is given to write."""
+CAREFUL_EVENTS = 1_000
+"""After the store refused one of several events, so many are handled and committed one by one."""
+
+
+class Restart(Exception):
+    """Read the lanes anew."""
+
+
+class Item(NamedTuple):
+    """One event that waits for its turn; `handler` is None for what puts a dead letter back."""
+
+    stored: Stored
+    lane: Lane
+    handler: Handler | None
+
+
+class Tally(msgspec.Struct):
+    """What a group has done in this life.
+
+    Args:
+        handled: Events whose handler succeeded.
+        failed: Calls that raised.
+        dead: Events that went to the dead letters.
+    """
+
+    handled: int = 0
+    failed: int = 0
+    dead: int = 0
+
+
+class Desk:
+    """What the strands of a group share.
+
+    Args:
+        driver: Of the node.
+        group: Its name.
+        handlers: Of the group.
+    """
+
+    def __init__(self, driver: Driver, group: str, handlers: Sequence[Handler]) -> None:
+        self.driver = driver
+        self.group = group
+        self.routes: Mapping[tuple[str, str | None], Handler] = {
+            (topic, type): each for each in handlers for topic in each.topics for type in (each.types or (None,))
+        }
+        self.circuits = {each.name: Circuit(each.breaker, driver.world) for each in handlers}
+        self.tally = Tally()
+        self.read = 0
+        """Up to where the log was dealt out."""
+        self.pending_events = 0
+        self.pending_bytes = 0
+        self.room = asyncio.Event()
+        """Set when something was taken from what is pending."""
+        self.stopped = asyncio.Event()
+        self.changed = asyncio.Event()
+        """Set when every strand should look again: a circuit has changed."""
+        self.careful = 0
+        """So many events are still to be committed one by one."""
+
+    def handler(self, stored: Stored) -> Handler | None:
+        """Whose an event is."""
+        event = stored.event
+        return self.routes.get((event.topic, event.type)) or self.routes.get((event.topic, None))
+
+    def settled(self, stored: Stored) -> Settled | None:
+        """What puts a dead letter of this very group back; None for one of somebody else's."""
+        with suppress(msgspec.MsgspecError):
+            settled = msgspec.json.decode(stored.event.payload, type=Settled)
+            if (settled.group, settled.node) == (self.group, self.driver.settings.node):
+                return settled
+        return None
+
+
+class Strand:
+    """See the module's text.
+
+    Args:
+        desk: Of the group.
+    """
+
+    def __init__(self, desk: Desk) -> None:
+        self.lanes: dict[int, Lane] = {}
+        self.woken = asyncio.Event()
+        self.busy = asyncio.Lock()
+        """While a unit is being filled and committed."""
+        self.calling_since: float | None = None
+        """When the call began that is under way, by the monotonic clock."""
+        self._desk = desk
+        self._driver = desk.driver
+        self._pending: deque[Item] = deque()
+        self._batch_max = 0
+        """0 is whatever the handler takes; less while a batch is being halved in which somebody failed."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do but wait."""
+        return not self._pending and not self.busy.locked()
+
+    def clear(self) -> None:
+        """Forget everything: it is read anew."""
+        self.lanes = {}
+        while self._pending:
+            self._take()
+        self._batch_max = 0
+
+    def add(self, item: Item) -> None:
+        """One more event, behind the others."""
+        self._pending.append(item)
+        self._desk.pending_events += 1
+        self._desk.pending_bytes += len(item.stored.event.payload)
+
+    def _take(self) -> Item:
+        item = self._pending.popleft()
+        self._desk.pending_events -= 1
+        self._desk.pending_bytes -= len(item.stored.event.payload)
+        self._desk.room.set()
+        return item
+
+    def drop(self, lane: Lane) -> None:
+        """Nothing more of this lane; only while nothing is under way."""
+        del self.lanes[lane.number]
+        for _ in range(len(self._pending)):
+            item = self._take()
+            if item.lane is not lane:
+                self.add(item)
+
+    # --- its life ----------------------------------------------------------------------------------------------------
+
+    async def work(self) -> None:
+        """Until the group is stopped.
+
+        Raises:
+            Restart, StoreError: everything has to be read anew.
+        """
+        while not self._desk.stopped.is_set():
+            self.woken.clear()
+            async with self.busy:
+                did = await self._unit()
+            if not did and not self.woken.is_set() and not self._desk.stopped.is_set():
+                await self._rest()
+        async with self.busy:
+            await self._unit()  # moves idle lanes on, and begins nothing
+
+    async def _unit(self) -> int:
+        """Fill a unit and commit it; gives how much was done."""
+        desk = self._desk
+        unit = Unit(self._driver, desk.group)
+        until = time.monotonic() + UNIT_S
+        events_max = 1 if desk.careful else UNIT_EVENTS
+        did, due = 0, self._due()
+        try:
+            while unit.events < events_max and not unit.begun and time.monotonic() < until:
+                if desk.stopped.is_set():
+                    break
+                if due:
+                    did += await self._again(unit, *due.pop())
+                elif self._pending and (done := await self._next(unit)):
+                    did += done
+                else:
+                    break
+            if not self._pending:
+                self._move_on(unit)
+            await self._commit(unit)
+        except BaseException:
+            await unit.roll_back()
+            raise
+        return did
+
+    async def _rest(self) -> None:
+        """Until there is something to do."""
+        desk, now_ms = self._desk, self._driver.world.wall_ms()
+        times = [each.due_ms for lane in self.lanes.values() for each in lane.parked.values() if each.due_ms > now_ms]
+        times += [each.until_ms for each in desk.circuits.values() if each.open and not each.trying]
+        delay_s = max(min(times) - now_ms, 1) / 1000 if times else None
+        with suppress(TimeoutError):
+            async with asyncio.timeout(delay_s):
+                await self.woken.wait()
+
+    def _due(self) -> list[tuple[Lane, Aggregate, Parked]]:
+        """What has waited long enough, the first one last."""
+        now_ms = self._driver.world.wall_ms()
+        due = [
+            (lane, aggregate, parked)
+            for lane in self.lanes.values()
+            for aggregate, parked in lane.parked.items()
+            if parked.due_ms <= now_ms
+        ]
+        return sorted(due, key=lambda each: -each[2].due_ms)
+
+    def _move_on(self, unit: Unit) -> None:
+        """Lanes in which nothing happens need not be read from where something happened last."""
+        far = 0 if self._desk.stopped.is_set() else IDLE_POSITIONS
+        for lane in self.lanes.values():
+            if self._desk.read - lane.position > far:
+                unit.pass_by(lane, self._desk.read)
+
+    async def _commit(self, unit: Unit) -> None:
+        """A unit; what the store says of an event that a handler returned is that handler's failure.
+
+        Raises:
+            Restart: who returned it cannot be told; they are to be committed one by one.
+        """
+        try:
+            await unit.commit()
+        except REFUSED as error:
+            if unit.last is None:
+                self._desk.careful = CAREFUL_EVENTS
+                raise Restart from error
+            handler, lane, parked, stored = unit.last
+            unit = Unit(self._driver, self._desk.group)
+            unit.pass_by(lane, max(lane.position, stored.position))
+            self._failed(unit, handler, lane, parked, stored, error)
+            await unit.commit()
+        self._desk.careful = max(self._desk.careful - unit.events, 0)
+
+    # --- one event after another -------------------------------------------------------------------------------------
+
+    async def _next(self, unit: Unit) -> int:
+        """The next events of one handler, as many as it takes at a time; 0 when they have to wait."""
+        stored, lane, handler = self._pending[0]
+        aggregate = (stored.event.topic, stored.event.aggregate_id)
+        waiting = lane.parked.get(aggregate)
+        if handler is None:
+            self._put_back(unit, self._take())
+            return 1
+        if waiting is not None:
+            if len(waiting.positions) >= PARKED_EVENTS_MAX:
+                return 0
+            self._take()
+            unit.park(lane, aggregate, waiting.with_more(stored.position))
+            unit.pass_by(lane, stored.position)
+            unit.events += 1
+            return 1
+        if lane.full or not self._desk.circuits[handler.name].ready:
+            return 0
+        items = self._run_of(handler)
+        unit.concerns([item.lane for item in items])
+        error = await self._call(unit, handler, [item.stored for item in items], 1)
+        if error is not None and len(items) > 1:
+            self._batch_max = len(items) // 2
+            return 1
+        self._batch_max = 2 * self._batch_max if self._batch_max < handler.batch else 0
+        if error is not None and self._desk.circuits[handler.name].open:
+            return 1  # nobody's fault: it is tried again as it stands
+        unit.last = (handler, lane, Parked((stored.position,)), stored) if not unit.events and len(items) == 1 else None
+        for item in items:
+            self._take()
+            unit.pass_by(item.lane, item.stored.position)
+        unit.events += len(items)
+        if error is not None:
+            self._failed(unit, handler, lane, Parked((stored.position,)), stored, error)
+        return len(items)
+
+    def _run_of(self, handler: Handler) -> list[Item]:
+        """The next events for one call."""
+        count_max = 1 if self._desk.careful else min(handler.batch, self._batch_max or handler.batch)
+        items: list[Item] = []
+        for item in self._pending:
+            if len(items) == count_max or item.handler is not handler or item.lane.waits(item.stored):
+                break
+            items.append(item)
+        return items
+
+    def _put_back(self, unit: Unit, item: Item) -> None:
+        """A dead letter is to be tried again."""
+        settled = self._desk.settled(item.stored)
+        assert settled is not None
+        aggregate = (settled.topic, settled.aggregate_id)
+        waiting = item.lane.parked.get(aggregate, Parked(()))
+        if settled.position not in waiting.positions:
+            # Not before the one that is being tried: its attempts are counted.
+            positions = (*waiting.positions[:1], *sorted((*waiting.positions[1:], settled.position)))
+            unit.park(item.lane, aggregate, msgspec.structs.replace(waiting, positions=positions))
+        unit.pass_by(item.lane, item.stored.position)
+        unit.events += 1
+
+    async def _again(self, unit: Unit, lane: Lane, aggregate: Aggregate, parked: Parked) -> int:
+        """The next attempt at an event that waits; 0 when it has to wait on."""
+        store = self._driver.store
+        position = parked.positions[0]
+        page = await store.log(after=Offset(store.id, position - 1), limit=1)
+        stored = page[0] if page and page[0].position == position else None
+        handler = self._desk.handler(stored) if stored is not None else None
+        if stored is None or handler is None:
+            unit.park(lane, aggregate, parked.without_first())  # nobody takes it any more
+            return 1
+        if not self._desk.circuits[handler.name].ready:
+            return 0
+        unit.concerns([lane])
+        error = await self._call(unit, handler, [stored], parked.attempts + 1)
+        if error is not None and self._desk.circuits[handler.name].open:
+            return 1
+        unit.last = (handler, lane, parked, stored) if not unit.events else None
+        unit.events += 1
+        if error is None:
+            unit.park(lane, aggregate, parked.without_first())
+        else:
+            self._failed(unit, handler, lane, parked, stored, error)
+        return 1
+
+    async def _call(self, unit: Unit, handler: Handler, events: Sequence[Stored], attempt: int) -> BaseException | None:
+        """One call; gives what it raised. What it returned is in the unit then."""
+        desk, driver = self._desk, self._driver
+        circuit = desk.circuits[handler.name]
+        context = HandlerContext(
+            group=desk.group,
+            handler=handler.name,
+            node=driver.settings.node,
+            stored=events,
+            attempt=attempt,
+            begin=unit.begin,
+        )
+        circuit.begin()
+        started = self.calling_since = time.perf_counter()
+        error: BaseException | None = None
+        drafts: Sequence[Draft] = ()
+        was_open = circuit.open
+        try:
+            with driver.operation("handle"):
+                try:
+                    async with asyncio.timeout(handler.timeout_s):
+                        drafts = context.outgoing(await handler.handle(events, context))
+                except BaseException as raised:
+                    if is_cancelled() or (isinstance(raised, STORE_AWAY) and unit.begun):
+                        raise
+                    error = raised
+                    await unit.roll_back()
+                self._observe(handler, events, error, time.perf_counter() - started)
+        finally:
+            context.end()
+            circuit.tell(error)
+            self.calling_since = None
+        if was_open != circuit.open:
+            desk.changed.set()
+        if error is None:
+            unit.drafts += drafts
+            desk.tally.handled += len(events)
+        else:
+            desk.tally.failed += 1
+        return error
+
+    def _failed(
+        self, unit: Unit, handler: Handler, lane: Lane, parked: Parked, stored: Stored, error: BaseException
+    ) -> None:
+        """It waits for its next attempt, or has had its last one."""
+        desk, world, attempts = self._desk, self._driver.world, parked.attempts + 1
+        aggregate = (stored.event.topic, stored.event.aggregate_id)
+        if attempts < handler.retry.max_attempts and not isinstance(error, Unfit):
+            due_ms = world.wall_ms() + handler.retry.delay_ms(attempts, world.dice())
+            unit.park(lane, aggregate, Parked(parked.positions, attempts, due_ms, reason_of(error)))
+            return
+        node = self._driver.settings.node
+        names = {"group": desk.group, "handler": handler.name, "node": node}
+        unit.drafts.append(dead_letter(handler.dead_letter, stored, attempts, error, **names))
+        unit.park(lane, aggregate, parked.without_first())
+        desk.tally.dead += 1
+        logger.error("group %s: %s gave up %s: %s", desk.group, handler.name, stored.event.key, reason_of(error))
+
+    def _observe(self, handler: Handler, events: Sequence[Stored], error: BaseException | None, took_s: float) -> None:
+        self._driver.observe(
+            Handled(
+                node=self._driver.settings.node,
+                group=self._desk.group,
+                handler=handler.name,
+                events=len(events),
+                error="" if error is None else type(error).__name__,
+                duration_s=took_s,
+            )
+        )
