@@ -22,8 +22,10 @@ from synckit_streams.ports.connector import Connector
 from synckit_streams.ports.operation import Check
 from synckit_streams.ports.store import EventStore, Transaction
 from synckit_streams.runtime.group import Group
+from synckit_streams.runtime.keeping import LEASE_S
 from synckit_streams.runtime.node import SyncNode
 from synckit_streams.runtime.registry import store_for
+from synckit_streams.runtime.settings import check_seconds
 
 logger = logging.getLogger("synckit_streams")
 
@@ -45,6 +47,7 @@ class App:
         topics: More topics than the handlers and projections name, to be received and sent.
         middleware: Around every call of a handler, the outermost first.
         lifespan: A context around everything: what it opens is there before the first event.
+        worker_lease_s: For how long a worker that says nothing keeps its lanes, where several share the store.
         node: Further arguments of `SyncNode`, as in `packing`, `resolver`, `observer`.
 
     Raises:
@@ -60,9 +63,12 @@ class App:
         topics: Sequence[str] = (),
         middleware: Sequence[Middleware] = (),
         lifespan: Callable[[App], AbstractAsyncContextManager[Any]] | None = None,
+        worker_lease_s: float = LEASE_S,
         **node: Any,
     ) -> None:
+        check_seconds("worker_lease_s", worker_lease_s)
         self.name = name
+        self._lease_s = worker_lease_s
         self.handlers: list[DeclaredHandler] = []
         self.projections: list[DeclaredProjection] = []
         self._store = store
@@ -309,7 +315,12 @@ class App:
         for handler in self.handlers:
             by_group.setdefault(handler.options.group, []).append(handler)
         return [
-            node.group(name, handlers, concurrency=max(each.options.concurrency for each in handlers))
+            node.group(
+                name,
+                handlers,
+                concurrency=max(each.options.concurrency for each in handlers),
+                lease_s=self._lease_s,
+            )
             for name, handlers in by_group.items()
         ]
 

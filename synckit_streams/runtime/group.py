@@ -135,6 +135,10 @@ class Group:
         self._lanes = {}
         for strand in self._strands:
             strand.clear()
+        # What was being committed when the last life was cut short goes on by itself. Only when it has ended does the
+        # store say where the lanes are: read before, the same events would be handled once more.
+        async with self._driver.store.transaction():
+            pass
         self._desk.read = (await self._driver.store.end()).position
         if self._keeper is None:
             await self._gain(dict.fromkeys(range(LANES)))

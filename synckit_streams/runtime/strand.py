@@ -210,7 +210,7 @@ class Strand:
                     did += done
                 else:
                     break
-            if not self._pending:
+            if not self._pending and not unit.begun:  # its leases are those that it began with
                 self._move_on(unit)
             await self._commit(unit)
         except BaseException:
