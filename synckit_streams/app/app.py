@@ -285,6 +285,8 @@ class App:
             stack.callback(self._forget)
             if self._lifespan is not None:
                 await stack.enter_async_context(self._lifespan(self))
+            # What handlers returned in an earlier life, of topics that nobody here follows, may not be sent yet.
+            await node.send_also(await node.store.topics())
             for hook in self._startup:
                 await hook()
             stack.push_async_callback(self._run_shutdown)

@@ -11,10 +11,12 @@ import logging
 import os
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
 from types import TracebackType
 from typing import NamedTuple, Protocol
+
+import msgspec
 
 from synckit_streams.errors import (
     CauseUnknown,
@@ -87,6 +89,7 @@ class Driver:
         self.watchers: list[asyncio.Event] = []
         """Set whenever the replica was given something."""
         self.wrote: Callable[[], None] = lambda: None
+        self.widened: Callable[[], None] = lambda: None
         self._observer = observer
         self._last_write: tuple[int, int] | None = None
         self._blamed: set[type[Exception]] = set()
@@ -102,9 +105,9 @@ class Driver:
     async def open(self) -> None:
         """Open the store and boot the replica."""
         settings = self.settings
-        opening = Opening(
-            node=settings.node, topics=settings.topics, held_max=settings.held_max, dice=self.world.entropy
-        )
+        # What is only sent delays nothing: what others write there never comes.
+        taken = tuple(topic for topic in settings.topics if topic not in settings.outlets)
+        opening = Opening(node=settings.node, topics=taken, held_max=settings.held_max, dice=self.world.entropy)
         await self.store.open(opening)
         try:
             await self.reboot()
@@ -126,6 +129,7 @@ class Driver:
             lease_ms=int(settings.lease_s * 1000),
             spread_ms=settings.spread_ms,
             takes=not settings.push_only,
+            outlets=settings.outlets,
             formerly=self.store.nodes,
             links=tuple(self.links) if settings.bridge else (),
             passes_on=self._passes_on,
@@ -211,6 +215,24 @@ class Driver:
             # Each as soon as it is known: while the next one is read, an append may tell more of this one.
             await self.give(protocol.Opened({topic: await self.store.summary(topic)}))
         self._times_found = max(lost, self._times_found)
+
+    async def widen(self, topics: Iterable[str]) -> None:
+        """Send what is written here of more topics, and take nothing of them from others. It begins with the next
+        meeting, which is asked for if somebody is live.
+
+        Raises:
+            StoreError: the store cannot say what it holds of them.
+        """
+        settings = self.settings
+        outlets = tuple(topic for topic in topics if topic not in settings.topics)
+        if not outlets or not self.links:  # whoever meets nobody sends nothing
+            return
+        self.settings = msgspec.structs.replace(
+            settings, topics=(*settings.topics, *outlets), outlets=(*settings.outlets, *outlets)
+        )
+        self.replica.widen(outlets)
+        await self.give(protocol.Opened({topic: await self.store.summary(topic) for topic in outlets}))
+        self.widened()
 
     async def on_track(self) -> None:
         """Return when the replica knows everything that the disk holds: whoever calls a node complete must know it.
@@ -313,6 +335,7 @@ class Driver:
         result = tx.appended
         if result is None:
             return
+        await self.widen({stored.event.topic for stored in result.appended})
         for effect in self.replica.step(protocol.Persisted(result, None)):
             if not isinstance(effect, protocol.Persist):
                 self._carry(effect)

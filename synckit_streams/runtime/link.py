@@ -296,7 +296,7 @@ class Session:
         started = asyncio.get_running_loop().time()
         found = intake.arrivals
         driver = self.driver
-        if driver.settings.push_only:
+        if driver.settings.push_only or topic in driver.settings.outlets:
             nodes = driver.replica.nodes
             found = [each for each in found if each.event is None or node_of(each.event.origin) in nodes]
         with driver.operation("receive"):

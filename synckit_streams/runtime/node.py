@@ -158,6 +158,9 @@ class SyncNode:
         # The store comes last: making it claims the file.
         self._driver = Driver(settings, store_for(store), observer or Silence(), world or World())
         self._driver.wrote = self._wrote
+        self._driver.widened = self._widened
+        self._wider = asyncio.Event()
+        """Set when there are more topics than the present meeting has joined."""
         self._links = [Link(name, each, self._driver) for name, each in zip(names, made, strict=True)]
         self._projector = Projector(self._driver, projections, self.resolver)
         self._listeners: list[OnResult] = []
@@ -176,7 +179,7 @@ class SyncNode:
 
     @property
     def topics(self) -> tuple[str, ...]:
-        """As given."""
+        """As given, and what is sent beside (`send_also`)."""
         return self._driver.settings.topics
 
     @property
@@ -260,6 +263,21 @@ class SyncNode:
     def _wrote(self) -> None:
         if self._auto is not None:
             self._auto.wake()
+
+    def _widened(self) -> None:
+        self._wider.set()
+
+    async def send_also(self, topics: Iterable[str]) -> None:
+        """Send what is written here of more topics than the node replicates; of them nothing is taken from others.
+
+        Raises:
+            ConfigError: one is no topic.
+            StoreError: the store cannot say what it holds of them.
+        """
+        self._check_open()
+        topics = tuple(topics)
+        check_names(self.node_id, topics)
+        await self._driver.widen(topics)
 
     async def ingest(self, ingest: Ingest, *, idle_s: float | None = None) -> Ingested:
         """Write what producers that know nothing of us have put into a topic of theirs; see `Ingest`.
@@ -357,6 +375,7 @@ class SyncNode:
         self._check_open()
         self._check_meeting(timeout_s)
         failures: list[ConnectorError] = []
+        self._wider.clear()
         async with self._turns.turn(guest=live is None):
             with self._driver.operation("sync"):
                 for links in [self._links] if self._driver.settings.bridge else [[link] for link in self._links]:
@@ -394,7 +413,7 @@ class SyncNode:
         ended = asyncio.Event()
 
         async def either() -> None:
-            waits = [asyncio.create_task(each.wait()) for each in (stop, self._turns.guest_came)]
+            waits = [asyncio.create_task(each.wait()) for each in (stop, self._turns.guest_came, self._wider)]
             try:
                 await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             finally:

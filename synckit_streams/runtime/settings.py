@@ -34,6 +34,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     node: str
     topics: tuple[str, ...]
     resolver: tuple[str, int]
+    outlets: tuple[str, ...] = ()
     packing: str = "event"
     push_only: bool = False
     pull_only: bool = False

@@ -55,6 +55,7 @@ class Replica:
         lease_ms: See `LEASE_MS`.
         spread_ms: See `SPREAD_MS`.
         takes: False if it keeps only what it wrote itself; what its peers hold is then not missing here.
+        outlets: Of the topics, those of which it keeps only what it wrote itself.
         formerly: Node ids under which its log was written before. What they wrote is its own to send.
         links: Of a node that meets over all of its connectors at once: their names.
         passes_on: Whether what came by one link goes out by the others.
@@ -69,6 +70,7 @@ class Replica:
         lease_ms: int = LEASE_MS,
         spread_ms: int = SPREAD_MS,
         takes: bool = True,
+        outlets: Iterable[str] = (),
         formerly: Iterable[str] = (),
         links: Sequence[str] = (),
         passes_on: bool = False,
@@ -80,6 +82,7 @@ class Replica:
         self._lease_ms = lease_ms
         self._spread_ms = spread_ms
         self._takes = takes
+        self._outlets = frozenset(outlets)
         self._links = tuple(links)
         self._passes_on = passes_on
         self._summaries: dict[str, Summary] = {topic: Summary(Seen(), {}) for topic in topics}
@@ -109,6 +112,12 @@ class Replica:
     def step(self, given: protocol.Input) -> list[Effect]:
         """The one door: what happened goes in, what to do comes out, in order."""
         return self._steps[type(given)](given)
+
+    def widen(self, outlets: Sequence[str]) -> None:
+        """More topics of which it keeps only what it wrote itself."""
+        self.topics += tuple(outlets)
+        self._outlets |= frozenset(outlets)
+        self._summaries |= {topic: Summary(Seen(), {}) for topic in outlets}
 
     # --- questions ---------------------------------------------------------------------------------------------------
 
@@ -165,7 +174,8 @@ class Replica:
 
     def standing(self, topic: str) -> Standing:
         """How far the topic is from complete."""
-        judge = Judge(self.node, self._links, self._takes, self.live, self._written_here, self._passes_on)
+        takes = self._takes and topic not in self._outlets
+        judge = Judge(self.node, self._links, takes, self.live, self._written_here, self._passes_on)
         return judge.standing(topic, self._summaries[topic], self._joined_channels(topic))
 
     def _joined_channels(self, topic: str) -> list[Channel]:
@@ -561,7 +571,8 @@ class Replica:
 
     def _takes_now(self, topic: str) -> bool:
         """Whether what is lacking here will not come by another link by itself."""
-        return self._takes and all(each.caught_up for each in self._joined_channels(topic))
+        takes = self._takes and topic not in self._outlets
+        return takes and all(each.caught_up for each in self._joined_channels(topic))
 
     def _announce(self, channel: Channel, *, hurry: bool) -> list[Effect]:
         saying = self._saying(channel)

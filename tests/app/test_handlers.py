@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from pydantic import BaseModel
 
-from synckit_streams import App, Breaker, Depends, Draft, Event, HandlerContext, Retry
+from synckit_streams import App, Breaker, Depends, Draft, Event, HandlerContext, Retry, SyncNode
 from synckit_streams.testing import TestApp
 
 
@@ -343,3 +343,33 @@ async def test_earlier_versions_are_made_into_the_present_one() -> None:
         (letter,) = t.published("billing.dlq")
         assert "of version 4" in letter.data["error"]
     assert sorted((each.total, each.currency) for each in seen) == [(2, "EUR"), (3, "USD"), (100, "EUR")]
+
+
+async def test_what_it_returns_of_another_topic_is_sent_and_not_taken() -> None:
+    """Nobody has named the topic: others get what is written, and of what they write there nothing comes here."""
+    app = app_of()
+
+    @app.handler("orders")
+    async def bill(order: OrderPlaced) -> Draft:
+        return Draft("invoices", "invoice.written", order.order_id)
+
+    broker = "memory://outlet"
+    async with (
+        TestApp(app, connector=broker) as t,
+        SyncNode("office", store="memory:", connectors=[broker], topics=["invoices"]) as office,
+    ):
+        await office.append(Draft("invoices", "invoice.paid", "o-0"))
+        await office.sync()
+        await t.publish(placed(1))
+        await t.drain()
+        assert (await app.node.sync()).complete
+        await office.sync()
+        assert [each.event.aggregate_id async for each in office.log("invoices")] == ["o-0", "o-1"]
+        assert [each.aggregate_id for each in t.published("invoices")] == ["o-1"]
+        assert [each.event.aggregate_id async for each in app.node.log("invoices")] == ["o-1"]
+        t.crash_after_commit()
+        await t.publish(placed(2))
+        await t.drain()
+        await app.node.sync()
+        await office.sync()
+        assert [each.event.aggregate_id async for each in office.log("invoices")] == ["o-0", "o-1", "o-2"]
