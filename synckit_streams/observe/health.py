@@ -102,7 +102,7 @@ class Health:
     """Asks the sources, and answers what probes ask.
 
     Args:
-        sources: Gives those that there are just now, by name.
+        sources: Gives those that there are just now, by name: what has not started yet is not to be asked.
         answer_s: How long each of them may take.
     """
 
@@ -134,12 +134,12 @@ class Health:
             check_type: What the report says that it is.
         """
         began = time.monotonic()
-        if self.phase == "starting":
-            return _report(check_type, [_STARTING], began)
         sources = self._sources()
         answers = await asyncio.gather(*(self._results(name, checks) for name, checks in sources.items()))
         results = [each for answer in answers for each in answer]
-        if self.phase == "stopping":
+        if self.phase == "starting":
+            results.append(_STARTING)
+        elif self.phase == "stopping":
             results.append(Result("process", "shutdown", "down", "it finishes what is under way, and ends"))
         return _report(check_type, results, began, plain=len(sources) == 1)
 
