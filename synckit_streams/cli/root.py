@@ -20,6 +20,7 @@ COMMANDS = (
     ("ingest", "synckit_streams.cli.ingesting", "ingest"),
     ("export", "synckit_streams.cli.exporting", "export"),
     ("log", "synckit_streams.cli.log", "log"),
+    ("run", "synckit_streams.cli.running", "run"),
     ("sync", "synckit_streams.cli.syncing", "sync"),
     ("status", "synckit_streams.cli.status", "status"),
     ("migrate", "synckit_streams.cli.migrating", "migrate"),

@@ -1,0 +1,411 @@
+"""`synckit run` as processes: what becomes of workers that are ended, killed, hang or crash."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PATIENCE_S = 30.0
+
+
+class Run:
+    """One `synckit run`, with its log in a file."""
+
+    def __init__(self, directory: Path, *arguments: str) -> None:
+        self.directory = directory
+        self.log = directory / f"log-{time.monotonic_ns()}"
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "synckit_streams.cli", "run", *arguments],
+                cwd=directory,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text(encoding="utf-8")
+
+    @property
+    def journal(self) -> list[str]:
+        """What the workers did."""
+        path = self.directory / "journal"
+        return [line.rpartition(" ")[0] for line in path.read_text().splitlines()] if path.exists() else []
+
+    def pids(self, what: str) -> list[int]:
+        """Of the workers that did so."""
+        path = self.directory / "journal"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [int(line.rpartition(" ")[2]) for line in lines if line.startswith(what)]
+
+    def until(self, what: str, found: Callable[[], Any]) -> Any:
+        """Wait for it; gives what was found."""
+        end = time.monotonic() + PATIENCE_S
+        while time.monotonic() < end:
+            got = found()
+            if got:
+                return got
+            time.sleep(0.02)
+        raise AssertionError(f"never: {what}\n{self.said}\n{self.journal}")
+
+    def until_said(self, pattern: str, times: int = 1) -> None:
+        self.until(pattern, lambda: len(re.findall(pattern, self.said)) >= times)
+
+    @property
+    def url(self) -> str:
+        """Where it serves."""
+        found = self.until("it serves", lambda: re.search(r"at (http://\S+)/metrics", self.said))
+        return str(found[1])
+
+    def get(self, path: str) -> tuple[int, str]:
+        """The status and the body of an answer."""
+        try:
+            with urllib.request.urlopen(self.url + path, timeout=PATIENCE_S) as response:
+                return response.status, response.read().decode()
+        except HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
+    def health(self, path: str = "/health") -> tuple[int, Any]:
+        status, body = self.get(path)
+        return status, json.loads(body)
+
+    def metric(self, name: str) -> dict[str, float]:
+        """Its values by worker."""
+        found = re.findall(rf'^{name}{{worker="(\d+)"}} (\S+)$', self.get("/metrics")[1], re.MULTILINE)
+        return {worker: float(value) for worker, value in found}
+
+    def send(self, by: signal.Signals) -> None:
+        self.process.send_signal(by)
+
+    def end(self, by: signal.Signals | None = None) -> int:
+        """Its status, after a signal if one is given."""
+        if by is not None:
+            self.send(by)
+        return self.process.wait(PATIENCE_S)
+
+
+Start = Callable[..., Run]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """`start("steady", "--workers", "2")`; nothing outlives the test."""
+    started: list[Run] = []
+
+    def run(service: str, *options: str) -> Run:
+        target = service if ":" in service else f"tests.cli.services:{service}"
+        options = options if "--no-http" in options or "--port" in options else ("--port", "0", *options)
+        started.append(Run(tmp_path, target, *options))
+        return started[-1]
+
+    yield run
+    for each in started:
+        each.process.kill()
+        each.process.wait()
+        for pid in each.pids(""):
+            each.until("every worker is gone", partial(dead, pid))
+
+
+def dead(pid: int) -> bool:
+    """Whether it has ended; who waits for it may not have been told yet."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return state == "Z"
+
+
+EACH_WAY = pytest.mark.parametrize("workers", [1, 2], ids=["alone", "two workers"])
+
+
+def of(workers: int) -> tuple[str, str]:
+    return "--workers", str(workers)
+
+
+# ------------------------------------------------------------------------------------------------------------ it ends
+
+
+@EACH_WAY
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT])
+def test_it_works_until_it_is_told_to_end(start: Start, workers: int, by: signal.Signals) -> None:
+    """Ctrl-C goes to all processes of a terminal: it is one request to end all the same."""
+    run = start("steady", *of(workers), "--drain-s", "7")
+    run.until_said("is ready", workers)
+    os.killpg(run.process.pid, by) if by is signal.SIGINT else run.send(by)
+    assert run.end() == 0
+    assert run.journal == ["started"] * workers + ["stopped with 7 s"] * workers
+    assert "Traceback" not in run.said
+    assert "\x1b" not in run.said
+
+
+@EACH_WAY
+def test_what_is_under_way_is_finished(start: Start, workers: int) -> None:
+    """Meanwhile it lives, and is not ready."""
+    run = start("slow", *of(workers))
+    run.until_said("is ready", workers)
+    run.send(signal.SIGTERM)
+    run.until("all drain", lambda: run.journal.count("drains") == workers)
+    assert run.health("/health/ready")[0] == 503
+    assert run.health("/health/live")[0] == 200
+    assert run.process.poll() is None
+    (run.directory / "enough").touch()
+    assert run.end() == 0
+    assert run.journal.count("finished") == workers
+
+
+@EACH_WAY
+def test_who_does_not_end_is_ended_at_the_deadline(start: Start, workers: int) -> None:
+    """Also when its event loop hangs."""
+    run = start("stubborn", *of(workers), "--drain-s", "0.3")
+    run.until_said("is ready", workers)
+    began = time.monotonic()
+    assert run.end(signal.SIGTERM) == 1
+    assert time.monotonic() - began < 10
+    assert "did not end within" in run.said
+
+
+@EACH_WAY
+def test_a_second_ctrl_c_cuts_it_short(start: Start, workers: int) -> None:
+    run = start("slow", *of(workers), "--drain-s", "600")
+    run.until_said("is ready", workers)
+    run.send(signal.SIGINT)
+    run.until("all drain", lambda: run.journal.count("drains") == workers)
+    assert run.end(signal.SIGINT) == 130
+    assert "finished" not in run.journal
+
+
+def test_workers_do_not_outlive_a_supervisor_that_is_killed(start: Start) -> None:
+    """Not even one whose event loop hangs."""
+    for service in ("steady", "blocked"):
+        run = start(service, *of(2))
+        run.until_said("is ready", 2)
+        run.end(signal.SIGKILL)
+        for pid in run.pids("started"):
+            run.until("it is gone", partial(dead, pid))
+
+
+# ----------------------------------------------------------------------------------------------------- it is kept going
+
+
+def test_a_worker_that_is_killed_is_replaced(start: Start) -> None:
+    """And is known by its old number: no series ends, and no new one begins."""
+    run = start("steady", *of(2))
+    run.until_said("is ready", 2)
+    assert run.metric("service_starts_total") == {"1": 1.0, "2": 1.0}
+    os.kill(run.pids("started")[1], signal.SIGKILL)
+    run.until_said("worker-2 is ready", 2)
+    assert "worker-2 was killed by SIGKILL; the next one is started in" in run.said
+    assert run.metric("synckit_worker_up") == {"1": 1.0, "2": 1.0}
+    assert run.metric("synckit_worker_restarts_total") == {"1": 0.0, "2": 1.0}
+    assert run.metric("service_starts_total") == {"1": 1.0, "2": 1.0}
+    assert run.end(signal.SIGTERM) == 0
+
+
+def test_a_worker_that_somebody_ends_finishes_and_is_replaced(start: Start) -> None:
+    run = start("steady", *of(2))
+    run.until_said("is ready", 2)
+    os.kill(run.pids("started")[0], signal.SIGTERM)
+    run.until_said("worker-1 is ready", 2)
+    assert run.journal.count("stopped with 30 s") == 1
+
+
+def test_a_service_that_fails_is_drained_and_started_again(start: Start) -> None:
+    run = start("failing", *of(2))
+    run.until_said("is ready", 2)
+    (run.directory / "fail").touch()
+    run.until("both drained", lambda: run.journal.count("stopped with 30 s") >= 2)
+    (run.directory / "fail").unlink()
+    run.until("both work again", lambda: run.metric("synckit_worker_up") == {"1": 1.0, "2": 1.0})
+    assert "[SK401] the store is gone" in run.said
+
+
+def test_a_service_that_fails_alone_ends_with_its_error(start: Start) -> None:
+    """Whoever started it starts it again."""
+    run = start("failing")
+    run.until_said("is ready")
+    (run.directory / "fail").touch()
+    assert run.end() == 1
+    assert "error SK401  the store is gone" in run.said
+    assert run.journal == ["started", "stopped with 30 s"]
+
+
+def test_a_crash_loop_slows_down_and_is_told(start: Start) -> None:
+    """The first worker is tried alone, and the pauses between the tries grow."""
+    run = start("crashing", *of(2))
+    run.until_said("crash loop")
+    pauses = [float(each) for each in re.findall(r"started in (\d+\.\d) s", run.said)]
+    assert len(pauses) == 5
+    assert all(pause <= 0.5 * 2**number + 0.05 for number, pause in enumerate(pauses))
+    assert "[SK401] no way to the broker" in run.said
+    assert "worker-2" not in run.said
+    status, body = run.health()
+    assert status == 503
+    assert "5 times in a row" in body["results"]["worker-1/process"]["message"]
+    assert run.end(signal.SIGTERM) == 0
+
+
+def test_hup_starts_the_workers_anew_one_after_another(start: Start) -> None:
+    """There is always one that works."""
+    run = start("steady", *of(2))
+    run.until_said("is ready", 2)
+    run.send(signal.SIGHUP)
+    run.until_said("all workers have been restarted")
+    assert run.journal == ["started", "started", *(["stopped with 30 s", "started"] * 2)]
+    first, second, third, fourth = run.pids("started")
+    assert len({first, second, third, fourth}) == 4
+    assert run.pids("stopped") == [first, second]
+    assert run.end(signal.SIGTERM) == 0
+
+
+# ------------------------------------------------------------------------------------------------------------- it shows
+
+
+@EACH_WAY
+def test_a_broker_that_is_away_degrades_and_a_store_that_is_broken_is_down(start: Start, workers: int) -> None:
+    run = start("steady", *of(workers))
+    run.until_said("is ready", workers)
+    assert run.health()[1]["status"] == "up"
+    checks = run.directory / "checks"
+    checks.write_text(json.dumps([["store", True], ["nats://broker", False, False, "connection refused"]]))
+    status, body = run.health("/health/ready")
+    assert (status, body["status"]) == (200, "degraded")
+    away = [each for name, each in body["results"].items() if name.endswith("nats://broker")]
+    assert [each["message"] for each in away] == ["connection refused"] * workers
+    checks.write_text(json.dumps([["store", False, True, "no room"]]))
+    status, body = run.health("/health/ready")
+    assert (status, body["status"]) == (503, "down")
+    assert run.health("/health/live")[0] == 200
+    checks.write_text("no JSON")
+    status, body = run.health()
+    assert (status, body["status"]) == (503, "down")
+
+
+def test_a_worker_that_hangs_is_down_and_the_rest_is_told(start: Start) -> None:
+    run = start("blocked", *of(2))
+    run.until_said("is ready", 2)
+    status, body = run.until("it hangs", lambda: run.health() if run.health()[0] == 503 else None)
+    assert (status, body["status"]) == (503, "down")
+    assert "no answer within" in body["results"]["worker-1"]["message"]
+    assert run.metric("synckit_worker_up") == {"1": 1.0, "2": 1.0}
+
+
+def test_one_of_two_workers_that_is_away_degrades(start: Start, tmp_path: Path) -> None:
+    """Until it is back; the other one does the work meanwhile."""
+    (tmp_path / "half.py").write_text(
+        "import os\nfrom pathlib import Path\nfrom tests.cli.services import Steady\n"
+        "class Half(Steady):\n"
+        "    async def start(self):\n"
+        "        if Path('full').exists():\n"
+        "            os._exit(7)\n"
+        "        await super().start()\n"
+        "app = Half('half')\n"
+    )
+    run = start("half:app", *of(2))
+    run.until_said("is ready", 2)
+    (tmp_path / "full").touch()
+    os.kill(run.pids("started")[1], signal.SIGKILL)
+    run.until_said("worker-2 ended with status 7")
+    status, body = run.health("/health/ready")
+    assert (status, body["status"]) == (200, "degraded")
+    assert body["results"]["worker-2/process"]["status"] == "degraded"
+    assert run.metric("synckit_worker_up") == {"1": 1.0, "2": 0.0}
+    (tmp_path / "full").unlink()
+    run.until("it is back", lambda: run.health()[1]["status"] == "up")
+
+
+@EACH_WAY
+def test_logs_say_which_worker_and_may_be_json(start: Start, workers: int) -> None:
+    run = start("steady", *of(workers), "--json")
+    run.until_said("is ready", workers)
+    assert run.end(signal.SIGTERM) == 0
+    lines = [json.loads(line) for line in run.said.splitlines()]
+    assert {each["worker"] for each in lines} <= {"supervisor", "worker-1", "worker-2"}
+    assert [each["level"] for each in lines] == ["info"] * len(lines)
+
+
+# -------------------------------------------------------------------------------------------------- what is set wrongly
+
+
+def test_a_port_that_is_taken_is_said_before_anything_is_started(start: Start) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for workers in (1, 2):
+            run = start("steady", *of(workers), "--port", str(port))
+            assert run.end() == 2
+            assert f"port {port} of 127.0.0.1 is taken" in run.said
+            assert run.journal == []
+
+
+def test_several_workers_want_a_store_that_can_be_shared(start: Start) -> None:
+    """It is said once, however many there were to be."""
+    run = start("alone", *of(3))
+    assert run.end() == 2
+    assert run.said.count("belongs to one process at a time") == 1
+    assert "postgresql://" in run.said
+    assert run.journal == []
+    run = start("alone")
+    run.until_said("is ready")
+    assert run.end(signal.SIGTERM) == 0
+
+
+@EACH_WAY
+def test_a_target_that_is_none_ends_it_with_status_2(start: Start, workers: int) -> None:
+    run = start("tests.cli.services:stedy", *of(workers))
+    assert run.end() == 2
+    assert "has no 'stedy'" in run.said
+    assert "steady" in run.said
+    assert start("nothing").end() == 2
+
+
+def test_without_http_there_is_no_port(start: Start) -> None:
+    run = start("steady", "--no-http")
+    run.until_said("is ready")
+    assert "http://" not in run.said
+    assert run.end(signal.SIGTERM) == 0
+
+
+# ---------------------------------------------------------------------------------------------------------- it reloads
+
+
+def test_a_changed_file_is_read_and_a_wrong_one_waited_for(start: Start, tmp_path: Path) -> None:
+    """A syntax error is told once; the next change is taken."""
+    module = tmp_path / "edited.py"
+
+    def write(name: str) -> None:
+        lines = ["from tests.cli.services import Steady, note", f"note('I am {name}')", f"app = Steady('{name}')"]
+        module.write_text("\n".join(lines) + "\n")
+
+    write("first")
+    run = start("edited:app", "--reload")
+    run.until_said("is ready")
+    write("the second")
+    run.until_said("changed: edited.py")
+    run.until_said("is ready", 2)
+    assert run.journal == ["I am first", "started", "stopped with 30 s", "I am the second", "started"]
+    module.write_text("def app(:\n")
+    run.until_said("waiting until a file changes")
+    assert 'edited.py", line 1' in run.said
+    assert "SyntaxError" in run.said
+    write("a third one")
+    run.until_said("is ready", 3)
+    assert run.journal[-2:] == ["I am a third one", "started"]
+    assert run.end(signal.SIGTERM) == 0
