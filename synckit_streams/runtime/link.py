@@ -114,6 +114,8 @@ class Session:
         self.progress = 0
         self.failure: BaseException | None = None
         """What ended it."""
+        self.topics = self.driver.settings.topics
+        """As they are now; what is sent beside from later on is for the next session."""
         self._publish = publish
         self._timeout_s = timeout_s
         self._tasks: list[asyncio.Task[None]] = []
@@ -142,11 +144,11 @@ class Session:
         await self._answer(link.connector.open())
         link.session = self
         await self._give(protocol.Mute(link.name, not self._publish or driver.settings.pull_only))
-        for topic in driver.settings.topics:
+        for topic in self.topics:
             await self._join(topic)
         self._observe_link(up=True)
         self._start(self._work())
-        for topic in driver.settings.topics:
+        for topic in self.topics:
             self._start(self._read(topic))
             self._start(self._listen(topic))
         await self._give(protocol.Meet(link.name))
@@ -395,22 +397,22 @@ class Session:
     def settled(self) -> bool:
         """Whether there is nothing left to do: all read, all sent and read back, nothing owed, all said."""
         return self._heard_and_said() and all(
-            self.driver.replica.settled(self.link.name, topic) for topic in self.driver.settings.topics
+            self.driver.replica.settled(self.link.name, topic) for topic in self.topics
         )
 
     def caught_up(self) -> bool:
         """Whether all has been read that was there when it began."""
-        channels = [self.driver.replica.channel(self.link.name, topic) for topic in self.driver.settings.topics]
+        channels = [self.driver.replica.channel(self.link.name, topic) for topic in self.topics]
         return all(channel is not None and channel.caught_up for channel in channels)
 
     def _heard_and_said(self) -> bool:
-        return not self._announcing and self._listened.issuperset(self.driver.settings.topics)
+        return not self._announcing and self._listened.issuperset(self.topics)
 
     def watch_progress(self) -> None:
         """Fail if there has been no progress for as long as was told; to be called now and then during a meeting."""
         now_s = asyncio.get_running_loop().time()
         seen, since_s = self._noted
-        topics = self.driver.settings.topics
+        topics = self.topics
         idle = self._heard_and_said() and all(self.driver.replica.idle(self.link.name, topic) for topic in topics)
         if idle or self.progress != seen:  # who is idle waits for what comes by the others
             self._noted = (self.progress, now_s)

@@ -134,7 +134,7 @@ class Meeting:
             if not self._joining and all(session.settled() for session in self._sessions):
                 for session in self._sessions:
                     session.link.failures = 0
-                    for topic in self._driver.settings.topics:
+                    for topic in session.topics:
                         await session.retention.trim(topic)
                 return
             for session in self._sessions:
