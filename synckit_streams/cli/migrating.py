@@ -66,6 +66,7 @@ def _print(console: Console, done: Move, target: str) -> None:
         plural(done.quarantined, "arrival") + " in quarantine",
         plural(done.voids, "void"),
         plural(done.offsets, "offset"),
+        plural(done.notes, "note"),
         plural(done.alarms, "alarm"),
     ]
     console.print(f"    {', '.join(beside)}", highlight=False)

@@ -262,6 +262,9 @@ class EventStore(Protocol):
     async def offsets(self) -> Mapping[str, Offset]:
         """Every consumer and where it stands."""
 
+    async def noted(self) -> Sequence[str]:
+        """Every name under which something is noted (`Transaction.note_applied`), sorted."""
+
     async def applied(
         self, projection: str, *, after: tuple[str, str] | None, limit: int
     ) -> Sequence[tuple[str, str, bytes]]:

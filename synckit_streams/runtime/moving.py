@@ -4,20 +4,21 @@ Theory of operation. First what lies beside the log is read: where the readers s
 the log moves, page by page, each page in one transaction with a mark that says how far it has come; and in the last
 transaction, what lies beside it. Whatever a running node writes meanwhile is later than what was read first: a reader
 that stands too early reads some messages again, a held event that was let go is in the log. Nothing is in neither.
+For the same reason what consumers have noted of aggregates is read after where they stand.
 
 A row keeps its position, so an offset in the old log is the same number in the new one, and a process that was killed
 goes on behind the mark. What the two stores say is compared at the end.
 
 What does not move is the identity of the log, and the read models, which lie in the old database: a projection's offset
-without its read model would leave out all that it has applied. So it begins anew in the new store, unless one says that
-its read model is elsewhere or has been brought along.
+without its read model would leave out all that it has applied. So it begins anew in the new store, with nothing noted,
+unless one says that its read model is elsewhere or has been brought along.
 """
 
 from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from functools import partial
 from hashlib import sha256
 from typing import Any, NamedTuple
@@ -57,6 +58,7 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
         quarantined: Arrivals that were set aside.
         voids: Keys that were declared lost for good.
         offsets: Readers and consumers that go on where they stood.
+        notes: What consumers have noted of aggregates.
         alarms: What was raised, one of each kind and topic.
         nodes: The node ids under which the log was written.
         digests: Of each topic, 64 hex digits: what both stores hold.
@@ -71,6 +73,7 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
     quarantined: int
     voids: int
     offsets: int
+    notes: int
     alarms: int
     nodes: tuple[str, ...]
     digests: Mapping[str, str]
@@ -104,7 +107,7 @@ async def move(
             brought along. Each is named as `synckit status` names it (`projection|…`).
         live: Take the source as it is at one moment, although its node writes on: for a backup. Otherwise a source that
             is written meanwhile is an error, since what comes late would be missing.
-        page_events: How many events move in one transaction.
+        page_events: How many events, or notes, move in one transaction.
         advance: Told of the progress.
 
     Raises:
@@ -202,7 +205,7 @@ class _Mover:
         try:
             beside = await read_beside(self._source) if done else await self._copy(position)
             if not self._live:
-                await self._compare()
+                await self._compare(notes=not done)
             return await self._report(beside, position)
         finally:
             await self._target.close()
@@ -228,6 +231,7 @@ class _Mover:
         for _ in range(ROUNDS):
             beside = await read_beside(source)
             end = await self._copy_log(end)
+            await self._copy_notes(beside.offsets)
             if self._live or _alike(await read_beside(source), beside):
                 break
             # Somebody writes: what came meanwhile is moved too.
@@ -236,7 +240,7 @@ class _Mover:
         offsets = {
             name: self._translated(offset, end)
             for name, offset in beside.offsets.items()
-            if not name.startswith(MARK) and (not name.startswith(CONSUMER) or name in self._carry)
+            if not name.startswith(MARK) and not self._begins_anew(name)
         }
         offsets[MARK + source.id] = Offset(source.id, end, DONE)
         await target.adopt(msgspec.structs.replace(beside.moved, offsets=offsets))
@@ -256,14 +260,34 @@ class _Mover:
                 break
         return position
 
+    def _begins_anew(self, consumer: str) -> bool:
+        """Whether it is a projection whose read model stays."""
+        return consumer.startswith(CONSUMER) and consumer not in self._carry
+
+    async def _copy_notes(self, consumers: Collection[str]) -> None:
+        """By pages, each in one transaction; whatever an earlier run has left goes first."""
+        source, target = self._source, self._target
+        left = {consumer.removeprefix(CONSUMER) for consumer in consumers if self._begins_anew(consumer)}
+        for name in await target.noted():
+            async with target.transaction() as tx:
+                await tx.forget_applied(name)
+        for name in await source.noted():
+            if name not in left:
+                async for page in pages_of_notes(source, name, limit=self._page_events):
+                    async with target.transaction() as tx:
+                        await tx.note_applied(name, page)
+
     def _translated(self, offset: Offset, end: int) -> Offset:
         """A consumer of the old log stands at the same position of the new one; anybody else's place is his own."""
         if offset.log != self._source.id:
             return offset
         return Offset(self._target.id, min(offset.position, end))
 
-    async def _compare(self) -> None:
+    async def _compare(self, *, notes: bool) -> None:
         """That both say the same.
+
+        Args:
+            notes: Also what is noted; who has opened the target since may have changed that.
 
         Raises:
             StoreError: the source has changed.
@@ -276,7 +300,7 @@ class _Mover:
                 f"{source.name} was written after it had moved, up to position {mark.position}",
                 hint="its node must be closed: close it, and move into a new store",
             )
-        wrong = await differences(source, target)
+        wrong = await differences(source, target, notes=notes)
         if wrong:
             raise StoreCorrupt(
                 f"{source.name} and {target.name} differ: {'; '.join(wrong[:5])}",
@@ -295,12 +319,12 @@ class _Mover:
             quarantined=len(moved.quarantine),
             voids=len(moved.voids),
             offsets=sum(not name.startswith(MARK) for name in offsets),
+            notes=sum([len(page) for name in await target.noted() async for page in pages_of_notes(target, name)]),
             alarms=len(moved.alarms),
             nodes=tuple(self._source.nodes),
             digests={topic: f"{checksum(summary):064x}" for topic, summary in summaries.items()},
             rebuilt=tuple(
-                name.removeprefix(CONSUMER) for name in sorted(beside.offsets)
-                if name.startswith(CONSUMER) and name not in self._carry
+                name.removeprefix(CONSUMER) for name in sorted(beside.offsets) if self._begins_anew(name)
             ),
             consumers=tuple(
                 name for name, offset in sorted(beside.offsets.items())
@@ -328,7 +352,25 @@ async def read_beside(store: EventStore) -> Beside:
     return Beside(offsets, moved)
 
 
-async def differences(source: EventStore, target: EventStore) -> list[str]:
+async def pages_of_notes(
+    store: EventStore, name: str, *, limit: int = PAGE_BESIDE
+) -> AsyncIterator[Sequence[tuple[str, str, bytes]]]:
+    """What was noted under a name."""
+    after: tuple[str, str] | None = None
+    while page := await store.applied(name, after=after, limit=limit):
+        yield page
+        after = page[-1][:2]
+
+
+async def _notes(store: EventStore, name: str) -> int:
+    """A sum over what was noted under a name, in whatever order the store gives it."""
+    total = 0
+    async for page in pages_of_notes(store, name):
+        total += sum(int.from_bytes(sha256(msgspec.msgpack.encode(each)).digest(), "big") for each in page)
+    return total
+
+
+async def differences(source: EventStore, target: EventStore, *, notes: bool = True) -> list[str]:
     """In what two stores differ that should hold the same, in words; the read models and who writes them aside."""
     ours, theirs = await read_beside(source), await read_beside(target)
     topics = {*await source.topics(), *await target.topics()}
@@ -347,6 +389,10 @@ async def differences(source: EventStore, target: EventStore) -> list[str]:
             continue
         if there is None or (offset.log != source.id and offset != there):
             wrong.append(f"the offset of {name}")
+    for name in await source.noted() if notes else ():
+        anew = CONSUMER + name in ours.offsets and CONSUMER + name not in theirs.offsets
+        if not anew and await _notes(source, name) != await _notes(target, name):
+            wrong.append(f"what {name} has noted")
     if set(source.nodes) - set(target.nodes):
         wrong.append("nodes")
     return wrong

@@ -27,7 +27,7 @@ _decode_aside = msgspec.msgpack.Decoder(tuple[str, str, int, bytes, Key | None])
 _decode_refused = msgspec.msgpack.Decoder(tuple[str, str, int, str]).decode
 _decode_void = msgspec.msgpack.Decoder(tuple[str, str, int]).decode
 _decode_place = msgspec.msgpack.Decoder(tuple[str, str, str, int, bytes]).decode
-_decode_applied = msgspec.msgpack.Decoder(tuple[str, str, bytes]).decode
+_decode_applied = msgspec.msgpack.Decoder(tuple[str, str, str, bytes]).decode
 _decode_alarm = msgspec.msgpack.Decoder(Raised).decode
 
 
@@ -123,21 +123,31 @@ def applied_key(projection: str, topic: str, aggregate_id: str) -> bytes:
     return applied_prefix(projection) + keys.aggregate(topic, aggregate_id)
 
 
-def applied_value(topic: str, aggregate_id: str, state: bytes) -> bytes | None:
+def applied_value(projection: str, topic: str, aggregate_id: str, state: bytes) -> bytes | None:
     """What a projection applied of an aggregate; None when that is nothing any more."""
-    return encode((topic, aggregate_id, state)) if state else None
+    return encode((projection, topic, aggregate_id, state)) if state else None
 
 
 def state_of(value: bytes) -> bytes:
     """The state that was applied."""
-    return _decode_applied(value)[2]
+    return _decode_applied(value)[3]
+
+
+def noted(medium: Medium) -> Iterator[str]:
+    """Every name under which something was applied; one look for each."""
+    start, end = keys.APPLIED, keys.end_of(keys.APPLIED)
+    while pairs := medium.page(start, end, 1):
+        projection = _decode_applied(pairs[0][1])[0]
+        yield projection
+        start = keys.end_of(applied_prefix(projection))
 
 
 def applied(medium: Medium, projection: str, after: tuple[str, str] | None, limit: int) -> list[tuple[str, str, bytes]]:
     """The next page of what a projection noted, in the order of the keys."""
     prefix = applied_prefix(projection)
     start = prefix if after is None else applied_key(projection, *after) + b"\0"
-    return [_decode_applied(value) for _, value in medium.page(start, keys.end_of(prefix), limit)]
+    found = (_decode_applied(value) for _, value in medium.page(start, keys.end_of(prefix), limit))
+    return [(topic, aggregate_id, state) for _, topic, aggregate_id, state in found]
 
 
 def runs_of(medium: Medium, reader: str | None) -> list[PlaceRun]:

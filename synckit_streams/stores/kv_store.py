@@ -259,6 +259,10 @@ class KeyValueStore(LedgerStore):
             lambda: dict(sorted(beside.offset_of(value) for _, value in beside.rows(self.medium, keys.OFFSET)))
         )
 
+    async def noted(self) -> Sequence[str]:
+        """See `EventStore`."""
+        return await self._read(lambda: sorted(beside.noted(self.medium)))
+
     async def applied(
         self, projection: str, *, after: tuple[str, str] | None, limit: int
     ) -> Sequence[tuple[str, str, bytes]]:
@@ -351,7 +355,7 @@ class KeyValueTransaction(Appending):
         self._block.check()
         for topic, aggregate_id, state in states:
             key = beside.applied_key(projection, topic, aggregate_id)
-            self._writes[key] = beside.applied_value(topic, aggregate_id, state)
+            self._writes[key] = beside.applied_value(projection, topic, aggregate_id, state)
 
     async def forget_applied(self, projection: str) -> None:
         """See `Transaction`."""

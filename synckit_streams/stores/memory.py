@@ -312,6 +312,11 @@ class MemoryStore(LedgerStore):
         self._opened()
         return dict(sorted(self.disk.offsets.items()))
 
+    async def noted(self) -> Sequence[str]:
+        """See `EventStore`."""
+        self._opened()
+        return sorted({projection for projection, _, _ in self.disk.applied})
+
     async def applied(
         self, projection: str, *, after: tuple[str, str] | None, limit: int
     ) -> Sequence[tuple[str, str, bytes]]:

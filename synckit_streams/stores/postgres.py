@@ -431,6 +431,10 @@ class PostgresStore(PostgresLeasing, LedgerStore):
         """See `EventStore`."""
         return await self._read(lambda rows: {row[0]: Offset(*row[1:]) for row in rows}, self._statements.offsets)
 
+    async def noted(self) -> Sequence[str]:
+        """See `EventStore`."""
+        return await self._read(lambda rows: [row[0] for row in rows], self._statements.noted)
+
     async def applied(
         self, projection: str, *, after: tuple[str, str] | None, limit: int
     ) -> Sequence[tuple[str, str, bytes]]:

@@ -214,6 +214,7 @@ class Statements:
             f"INSERT INTO {s}.applied SELECT * FROM {_unnest(['bytea', 'text', 'text', 'text', 'bytea'])} "
             "ON CONFLICT (key) DO UPDATE SET data = excluded.data"
         )
+        self.noted = f'SELECT DISTINCT projection COLLATE "C" FROM {s}.applied ORDER BY 1'
         self.remove_applied = f"DELETE FROM {s}.applied WHERE key = ANY($1::bytea[])"
         of_projection = f'{s}.applied WHERE projection COLLATE "C" = $1'
         self.forget_applied = f"DELETE FROM {of_projection}"

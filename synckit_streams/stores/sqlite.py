@@ -34,7 +34,7 @@ from synckit_streams.stores.identity import known_nodes, nodes_of, noted_nodes, 
 from synckit_streams.stores.ledger_store import LedgerStore, Probe
 from synckit_streams.stores.models import SqliteTransaction, check_open
 from synckit_streams.stores.place_rows import run_of
-from synckit_streams.stores.sqlite_damage import damage
+from synckit_streams.stores.sqlite_damage import check_whole, damage
 from synckit_streams.stores.sqlite_facts import SqliteFacts
 from synckit_streams.stores.sqlite_places import SELECT_ALL_RUNS, SELECT_RUNS, PlaceRows
 from synckit_streams.stores.sqlite_rows import EventRows
@@ -171,7 +171,8 @@ class SqliteStore(LedgerStore):
         self.writer = self._connect("rwc", cache_kib=WRITE_CACHE_KIB)
         try:
             schema.version_of(self.writer, self.path)
-            self._check_whole(wal_bytes)
+            if not wal_bytes:
+                check_whole(self.writer, self.path)
             self.writer.execute("PRAGMA journal_mode=WAL")
             self.writer.execute(f"PRAGMA synchronous={self._synchronous}")
             self.writer.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
@@ -189,14 +190,6 @@ class SqliteStore(LedgerStore):
             return self.path.with_name(f"{self.path.name}-wal").stat().st_size
         except FileNotFoundError:
             return 0
-
-    def _check_whole(self, wal_bytes: int) -> None:
-        """That a file without a log beside it has the size that it says; SQLite finds out only where it reads."""
-        (pages,) = self.writer.execute("PRAGMA page_count").fetchone()
-        (page_bytes,) = self.writer.execute("PRAGMA page_size").fetchone()
-        size = self.path.stat().st_size
-        if not wal_bytes and size < pages * page_bytes:
-            raise StoreCorrupt(f"{self.path} is cut off: {size} of {pages * page_bytes} bytes")
 
     def _read_identity(self) -> Mapping[str, Any]:
         meta = dict(self.writer.execute("SELECT name, value FROM meta"))
@@ -464,6 +457,10 @@ class SqliteStore(LedgerStore):
         """See `EventStore`."""
         rows = await self._rows("SELECT consumer, log, position, fingerprint FROM offsets ORDER BY consumer")
         return {row[0]: Offset(*row[1:]) for row in rows}
+
+    async def noted(self) -> Sequence[str]:
+        """See `EventStore`."""
+        return [row[0] for row in await self._rows(schema.NOTED)]
 
     async def applied(
         self, projection: str, *, after: tuple[str, str] | None, limit: int

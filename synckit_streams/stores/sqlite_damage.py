@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
+from pathlib import Path
 
 import msgspec
 
+from synckit_streams.errors import StoreCorrupt
 from synckit_streams.stores import sqlite_schema as schema
 from synckit_streams.stores.aggregate_hash import AggregateHash
 from synckit_streams.stores.event_id import id_hash
@@ -26,6 +28,19 @@ _ROWS = (
     "SELECT e.position, s.topic, s.origin, e.seq, e.id, e.aggregate, e.at, e.body FROM events e "
     "LEFT JOIN streams s USING (stream) ORDER BY e.position"
 )
+
+
+def check_whole(connection: sqlite3.Connection, path: Path) -> None:
+    """That a file without a log beside it has the size that it says; SQLite finds out only where it reads.
+
+    Raises:
+        StoreCorrupt: it is shorter.
+    """
+    (pages,) = connection.execute("PRAGMA page_count").fetchone()
+    (page_bytes,) = connection.execute("PRAGMA page_size").fetchone()
+    size = path.stat().st_size
+    if size < pages * page_bytes:
+        raise StoreCorrupt(f"{path} is cut off: {size} of {pages * page_bytes} bytes")
 
 
 def damage(connection: sqlite3.Connection, aggregate_hash: AggregateHash) -> list[str]:

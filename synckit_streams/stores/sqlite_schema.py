@@ -102,6 +102,7 @@ SELECT_APPLIED = (
 UPSERT_APPLIED = "INSERT OR REPLACE INTO projection_applied VALUES (?, ?, ?, ?)"
 REMOVE_APPLIED = "DELETE FROM projection_applied WHERE (projection, topic, aggregate_id) = (?, ?, ?)"
 FORGET_APPLIED = "DELETE FROM projection_applied WHERE projection = ?"
+NOTED = "SELECT DISTINCT projection FROM projection_applied ORDER BY projection"
 APPLIED_PAGE = (
     "SELECT topic, aggregate_id, data FROM projection_applied WHERE projection = ? AND (topic, aggregate_id) > (?, ?) "
     "ORDER BY topic, aggregate_id LIMIT ?"

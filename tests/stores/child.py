@@ -14,7 +14,7 @@ from urllib.parse import quote
 from synckit_streams.errors import StoreError
 from synckit_streams.model.codec import event_hash
 from synckit_streams.model.event import Draft, Event, Offset
-from synckit_streams.model.exchange import Arrival, Place
+from synckit_streams.model.exchange import AppendResult, Arrival, Place
 from synckit_streams.ports.store import EventStore, Opening
 from synckit_streams.runtime.registry import store_for
 from synckit_streams.stores.postgres import PostgresStore
@@ -83,6 +83,16 @@ def lock(path: str) -> None:
     sys.stdin.readline()
 
 
+async def append_in_block(store: EventStore, drafts: list[Draft], name: str, position: int) -> AppendResult:
+    """With an offset and a note that say that it was done."""
+    async with store.transaction() as tx:
+        await tx.append(drafts, now_ms=NOW_MS)
+        await tx.set_offset(name, Offset(store.id, position))
+        await tx.note_applied("blocks", [("orders", drafts[0].id or name, b"done")])
+    assert tx.appended is not None
+    return tx.appended
+
+
 async def write_for_ever(path: str, life: int) -> None:
     """Several callers at once, drafts in pairs and received events with their offset; say the ids that are certain."""
     store = store_at(path)
@@ -93,7 +103,10 @@ async def write_for_ever(path: str, life: int) -> None:
         for number in range(1_000_000):
             call = f"{life}/{caller}/{number}"
             drafts = [Draft("orders", "pair", f"o-{number % 9}", {"call": call}) for _ in range(2)]
-            result = await store.append(drafts, now_ms=NOW_MS)
+            if caller:
+                result = await store.append(drafts, now_ms=NOW_MS)
+            else:
+                result = await append_in_block(store, drafts, f"blocks {life}", number + 1)
             say(json.dumps([each.event.id for each in result.appended]))
 
     async def link() -> None:
@@ -146,6 +159,11 @@ async def commit_late(url: str, consumer: str, idle_timeout_s: float) -> None:
     await store.close()
 
 
+def is_block(caller: int, number: int) -> bool:
+    """Whether a call of `write_calls` is a transaction of the caller's own."""
+    return (caller + number) % 2 == 1
+
+
 async def write_calls(url: str, parts: int, calls: list[tuple[int, int]]) -> None:
     """Callers who each begin with one call, named by a life and a number, and then go on with calls of this life; each
     call is asked for until it is acknowledged, and said."""
@@ -158,7 +176,10 @@ async def write_calls(url: str, parts: int, calls: list[tuple[int, int]]) -> Non
             ids = [f"{life}/{caller}/{number}/{part}" for part in range(parts)]
             drafts = [Draft("orders", "x", f"o-{number % 9}", {}, id=id) for id in ids]
             try:
-                await store.append(drafts, now_ms=NOW_MS)
+                if is_block(caller, number):
+                    await append_in_block(store, drafts, f"caller {caller}", number)
+                else:
+                    await store.append(drafts, now_ms=NOW_MS)
             except StoreError as error:
                 if not error.retryable:
                     raise

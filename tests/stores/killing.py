@@ -49,6 +49,9 @@ async def kill_writers(place: object, opened: Callable[[], AbstractAsyncContextM
             calls = Counter(each.event.data["call"] for each in log if each.event.type == "pair")
             assert set(calls.values()) <= {2}, f"seed {seed}: half a call"
             offset = await store.offset("link")
+            blocks = sum(call.startswith(f"{life}/0/") for call in calls)
+            done = await store.offset(f"blocks {life}")
+            assert blocks == (done.position if done is not None else 0), f"seed {seed}: events without their effect"
             received = [each.event.seq for each in log if each.event.origin == f"peer@{life}"]
             assert not received or (offset is not None and offset.position == len(received)), f"seed {seed}"
             assert received == list(range(1, len(received) + 1))

@@ -1,8 +1,8 @@
 """kill -9, again and again: of the process that writes, and of the server that has its store.
 
-A process appends and says what was acknowledged; ids name life, caller, call and part, so the log itself tells what was
-asked for. Whatever was asked and not answered is asked again: by the same process when its server died, by the next one
-when it died itself.
+A process appends, half of the time with an effect, and says what was acknowledged; ids name life, caller, call and
+part, so the log itself tells what was asked for. Whatever was asked and not answered is asked again: by the same
+process when its server died, by the next one when it died itself.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from pathlib import Path
 import pytest
 
 from synckit_streams.model.event import Stored
+from synckit_streams.runtime.moving import pages_of_notes
 from synckit_streams.runtime.registry import store_for
 from synckit_streams.testing.server import Server
 from synckit_streams.testing.store_contract import audit, opening
+from tests.stores.child import is_block
 from tests.stores.kinds import KINDS, place_of
 from tests.stores.processes import child, end
 
@@ -123,8 +125,9 @@ def survive(url: str, server: Server | None, *, seed: int, kills: int) -> Calls:
     return calls
 
 
-def check(log: list[Stored], calls: Calls) -> None:
-    """Every call that was acknowledged is there once and whole, and nothing that was never asked for."""
+def check(log: list[Stored], noted: set[str], calls: Calls) -> None:
+    """Every call that was acknowledged is there once and whole, and nothing that was never asked for; and each event of
+    a block with its note."""
     parts: Counter[tuple[int, int, int]] = Counter()
     ids = Counter(each.event.id for each in log)
     assert set(ids.values()) == {1}, f"doubled: {[id for id, times in ids.items() if times > 1]}"
@@ -132,6 +135,8 @@ def check(log: list[Stored], calls: Calls) -> None:
         life, caller, number, _ = map(int, id.split("/"))
         parts[life, caller, number] += 1
     assert set(parts.values()) == {PARTS}, "half a call"
+    blocks = {f"{life}/{caller}/{number}/0" for life, caller, number in parts if is_block(caller, number)}
+    assert noted == blocks, "an effect without its events, or the other way round"
     lost = calls.acknowledged - set(parts)
     assert not lost, f"lost: {sorted(lost)}"
     on_its_way = {(life, caller, number) for caller, (life, number) in enumerate(calls.pending)}
@@ -151,7 +156,8 @@ async def chaos(kind: str, request: pytest.FixtureRequest, folder: Path, kills: 
     store = store_for(url)
     await store.open(opening("writer"))
     try:
-        check(await audit(store), calls)
+        noted = [page async for page in pages_of_notes(store, "blocks")]
+        check(await audit(store), {aggregate_id for page in noted for _, aggregate_id, _ in page}, calls)
     finally:
         await store.close()
 

@@ -265,6 +265,9 @@ async def test_kill_9_of_a_writing_process_loses_nothing_acknowledged(database: 
             assert acknowledged <= ids, f"seed {seed}: {len(acknowledged - ids)} acknowledged events are lost"
             calls = Counter(each.event.data["call"] for each in log if each.event.type == "pair")
             assert set(calls.values()) <= {2}, f"seed {seed}: half a call"
+            blocks = sum(call.startswith(f"{life}/0/") for call in calls)
+            done = await store.offset(f"blocks {life}")
+            assert blocks == (done.position if done is not None else 0), f"seed {seed}: events without their effect"
             offset = await store.offset("link")
             received = [each.event.seq for each in log if each.event.origin == f"peer@{life}"]
             assert not received or (offset is not None and offset.position == len(received)), f"seed {seed}"

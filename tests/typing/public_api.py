@@ -66,7 +66,8 @@ from synckit_streams import (
     VersionVector,
     WireError,
 )
-from synckit_streams.ports.store import EventStore, Transaction
+from synckit_streams.model.exchange import AppendResult
+from synckit_streams.ports.store import EventStore, Lease, Transaction
 from synckit_streams.testing import FaultProxy, KafkaServer, NatsServer, PostgresServer, RedisServer
 
 # ------------------------------------------------------------------------------------------------- classes of one's own
@@ -288,6 +289,14 @@ async def manage(node: SyncNode) -> int:
     applied = assert_type(await node.project(), int)
     async with node.store.transaction() as tx:
         assert_type(await tx.execute("SELECT id, total FROM totals"), list[tuple[Any, ...]])
+    leases = assert_type(await node.store.lease(["lane-1"], "worker-1", ttl_s=30), Sequence[Lease])
+    async with node.store.transaction(leases) as tx:
+        await tx.append([Draft("orders", "order.paid", "o-1")], now_ms=1_700_000_000_000)
+        await tx.note_applied("pay", [("orders", "o-1", b"paid")])
+    assert_type(tx.appended, AppendResult | None)
+    assert_type(await node.store.renew(leases, ttl_s=30), Sequence[Lease])
+    assert_type(await node.store.leases("lane-"), Sequence[Lease])
+    assert_type(await node.store.applied("pay", after=None, limit=10), Sequence[tuple[str, str, bytes]])
     await node.close()
     return applied
 

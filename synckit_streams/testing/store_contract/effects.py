@@ -360,9 +360,11 @@ class Effects(Bench):
             assert list(await store.applied("handler", after=None, limit=100)) == found, "the order never changes"
             assert list(await store.applied("handle", after=None, limit=9)) == [STATE]
             assert list(await store.applied("nobody", after=None, limit=9)) == []
+            assert list(await store.noted()) == ["handle", "handler", "handler|"]
             look = media.make("a", read_only=True)
             await look.open(opening("onlooker"))
             assert list(await look.applied("handler", after=found[0][:2], limit=3)) == found[1:4]
+            assert len(await look.noted()) == 3
             await look.close()
         async with opened() as store:
             assert list(await store.applied("handler", after=None, limit=100)) == found
@@ -400,3 +402,5 @@ class Effects(Bench):
             assert await noted("two") == [STATE]
             async with store.transaction() as tx:
                 await tx.forget_applied("nobody")
+                await tx.forget_applied("two")
+            assert list(await store.noted()) == ["one"]

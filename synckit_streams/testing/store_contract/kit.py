@@ -233,6 +233,7 @@ def uses(store: EventStore) -> list[Callable[[], Awaitable[Any]]]:
         store.offsets,
         lambda: store.applied("x", after=None, limit=1),
         lambda: store.leases(""),
+        store.noted,
         lambda: store.quarantine(after=0, limit=1),
         transact,
         watch,

@@ -40,6 +40,7 @@ class Living(Bench):
             async def effect(number: int) -> None:
                 async with store.transaction() as tx:
                     await tx.set_offset(f"left {number}", Offset(store.id, 1))
+                    await tx.append([draft(data=f"effect {number}"), draft("o-2", f"effect {number}")], now_ms=NOW_MS)
                     await tx.set_offset(f"right {number}", Offset(store.id, 1))
 
             async def write(number: int) -> None:
@@ -63,9 +64,13 @@ class Living(Bench):
             offsets = await store.offsets()
             names = {name.partition(" ")[2] for name in offsets if name.startswith(("left", "right"))}
             assert all({f"left {name}", f"right {name}"} <= set(offsets) for name in names)
-            written = Counter(each.event.data for each in (await read(store))[:-1])
+            written = Counter(f"{each.event.data}" for each in (await read(store))[:-1])
             assert set(written.values()) <= {2}
-            assert {f"w {number}" for number in written} == {name for name in offsets if name.startswith("w ")}
+            effects = {call for call in written if call.startswith("effect")}
+            assert effects == {f"effect {name}" for name in names}, "an effect without its events"
+            assert {f"w {call}" for call in written.keys() - effects} == {
+                name for name in offsets if name.startswith("w ")
+            }
 
     async def test_a_transaction_that_was_given_up_before_its_turn_is_not_begun(self, opened: Any) -> None:
         """The writer goes to the next one."""

@@ -17,7 +17,7 @@ from synckit_streams.model.codec import event_hash
 from synckit_streams.model.event import Event, Offset, Stored
 from synckit_streams.model.exchange import Moved, PlaceRun
 from synckit_streams.ports.store import EventStore
-from synckit_streams.runtime.moving import differences, move
+from synckit_streams.runtime.moving import DONE, differences, move
 from synckit_streams.sync.turn import reissued
 from synckit_streams.testing.store_contract.kit import (
     NOW_MS,
@@ -176,16 +176,64 @@ class Moving(Bench):
             await move(of(media, "a"), of(media, "c"))
 
     async def test_a_projection_begins_anew_unless_it_is_carried(self, opened: Any, media: Media) -> None:
-        """Its read model stays where it was; whoever knows better says so. None is passed over in silence."""
+        """Its read model stays where it was; whoever knows better says so. None is passed over in silence. What it had
+        applied of each aggregate stays, or comes with it."""
         async with opened("a") as store:
             await store.append([draft(), draft()], now_ms=NOW_MS)
-            stands = {f"projection|{name}": Offset(store.id, 2) for name in ("mail", "totals")}
-            await store.append(offsets=stands, now_ms=NOW_MS)
+            async with store.transaction() as tx:
+                for name in ("mail", "totals"):
+                    await tx.set_offset(f"projection|{name}", Offset(store.id, 2))
+                    await tx.note_applied(name, [("orders", "o-1", name.encode())])
         result = await move(of(media, "a"), of(media, "b"), carry=["projection|mail"])
-        assert (result.rebuilt, result.consumers) == (("totals",), ("projection|mail",))
+        assert (result.rebuilt, result.consumers, result.notes) == (("totals",), ("projection|mail",), 1)
         async with opened("b", node="a") as store:
             assert await store.offset("projection|totals") is None
             assert await store.offset("projection|mail") == Offset(store.id, 2)
+            assert list(await store.noted()) == ["mail"]
+            assert list(await store.applied("mail", after=None, limit=9)) == [("orders", "o-1", b"mail")]
+
+    @pytest.mark.parametrize("step", ["commit", "committed"])
+    async def test_a_handler_goes_on_where_it_stood_with_what_it_noted(
+        self, opened: Any, media: Media, step: str
+    ) -> None:
+        """Position and parked aggregates, whatever they are called; also when the move is killed at any commit, and
+        goes on after its source has let one of them go."""
+        parked = [("orders", f"o-{number}", b"%d" % number) for number in range(8)]
+        parked.append(("stock", "😀" * 10_000, b"\0\xff"))
+        async with opened("a") as store:
+            for _ in range(3):
+                await store.append([draft()], now_ms=NOW_MS)
+            async with store.transaction() as tx:
+                await tx.set_offset("handler|bill|7", Offset(store.id, 2))
+                await tx.note_applied("handler|bill", parked)
+                await tx.note_applied("another", parked[:1])
+        for kill_at in range(1, 10):
+            killed = Killed(media, f"b{kill_at}", step, kill_at)
+            with suppress(Crash):
+                await move(of(media, "a"), killed.make, page_events=2)
+            await killed.kill()
+            gone = parked.pop(0) if kill_at < 5 else ("orders", "nothing", b"")
+            async with opened("a") as store, store.transaction() as tx:
+                await tx.note_applied("handler|bill", [(*gone[:2], b"")])
+            if await self._is_done(media, f"b{kill_at}"):
+                continue
+            result = await move(of(media, "a"), of(media, f"b{kill_at}"), page_events=2)
+            assert (result.notes, result.offsets) == (len(parked) + 1, 1)
+            async with opened(f"b{kill_at}", node="a") as store:
+                assert await store.offset("handler|bill|7") == Offset(store.id, 2)
+                assert sorted(await store.applied("handler|bill", after=None, limit=99)) == parked
+                assert list(await store.noted()) == ["another", "handler|bill"]
+                async with store.transaction() as tx:  # it goes on with what it had parked
+                    await tx.note_applied("handler|bill", [("orders", "o-9", b"9")])
+            await move(of(media, "a"), of(media, f"b{kill_at}"))  # once more: there is nothing to do
+
+    async def _is_done(self, media: Media, medium: str) -> bool:
+        """Whether a move had come to its end when it was killed."""
+        try:
+            async with looking(media, medium) as store:
+                return any(each.fingerprint == DONE for each in (await store.offsets()).values())
+        except StoreError:
+            return False
 
     @pytest.mark.parametrize("seed", range(3))
     async def test_a_copy_of_a_store_that_is_written_lacks_nothing_that_was_read(
