@@ -21,6 +21,7 @@ COMMANDS = (
     ("export", "synckit_streams.cli.exporting", "export"),
     ("log", "synckit_streams.cli.log", "log"),
     ("sync", "synckit_streams.cli.syncing", "sync"),
+    ("connect", "synckit_streams.cli.connecting", "connect"),
     ("status", "synckit_streams.cli.status", "status"),
     ("migrate", "synckit_streams.cli.migrating", "migrate"),
     ("backup", "synckit_streams.cli.backing", "backup"),
