@@ -13,41 +13,18 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
-from urllib.parse import quote
 
 import msgspec
 
+from synckit_streams.connect.cloudevents import as_cloudevent
 from synckit_streams.connect.record import Record, Refusal
 from synckit_streams.connect.spec import BATCH_RECORDS_MAX
 from synckit_streams.errors import ConfigError, StoreFull, SyncKitError
-from synckit_streams.model.cloudevent.attributes import base64_of, is_json
 
 BLOCK_BYTES = 1 << 20
 LAST_BYTES = 64 << 20
 """So much of a file's end is looked at for what may come again."""
 _encode = msgspec.json.Encoder().encode
-
-
-def as_cloudevent(record: Record, topic: str) -> dict[str, object]:
-    """A record as a CloudEvent in structured mode; JSON stands in it as it is.
-
-    Args:
-        record: The record.
-        topic: Where it goes, if no transform routed it.
-    """
-    event: dict[str, object] = {
-        "specversion": "1.0",
-        "id": record.id,
-        "source": f"/topics/{quote(record.routed or topic or record.topic, safe='')}",
-        "type": record.type,
-        "subject": record.aggregate_id,
-    }
-    if is_json(record.payload):
-        payload = record.payload
-        if b"\n" in payload or b"\r" in payload:  # one event is one line
-            payload = msgspec.json.format(payload, indent=-1)
-        return {**event, "datacontenttype": "application/json", "data": msgspec.Raw(payload)}
-    return {**event, "datacontenttype": "application/octet-stream", "data_base64": base64_of(record.payload)}
 
 
 class FileSink:

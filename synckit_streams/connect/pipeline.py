@@ -13,17 +13,20 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from synckit_streams.connect.dead_letter import Dead, letters
-from synckit_streams.connect.record import Portion, Record, Sink, Source, Unreadable
+from synckit_streams.connect.record import Later, Portion, Record, Sink, Source, Unreadable
 from synckit_streams.connect.state import State
 from synckit_streams.connect.transforms import Transform, transformed
+from synckit_streams.connect.webhook import Inbox
 from synckit_streams.errors import IdReused, StoreError, SyncKitError
-from synckit_streams.ports.operation import Standing
+from synckit_streams.ports.operation import Standing, Webhook
 from synckit_streams.ports.operation import State as Condition
 from synckit_streams.runtime.autosync import BACKOFF_BASE_MS, BACKOFF_MS_MAX
 from synckit_streams.sync.pace import next_delay_ms
 
 logger = logging.getLogger("synckit_streams")
 
+LAG_S = 2.0
+"""How often a source is asked what is left."""
 STOP_S = 10.0
 """How long what is under way may take when a pipeline is stopped; then it is cut off, and comes again."""
 
@@ -51,6 +54,8 @@ class Parts(NamedTuple):
     dead_letter: Sink
     state: State
     pace: Pace
+    inbox: Inbox | None = None
+    """Of a webhook: it takes what comes as long as the pipeline is not stopped."""
 
 
 class Pipeline:
@@ -79,6 +84,7 @@ class Pipeline:
         self._halt = asyncio.Event()
         """Set when what it does is to end: it is paused, let go on, or stopped."""
         self._free_at = 0.0
+        self._lag_due = 0.0
         self._task: asyncio.Task[None] | None = None
 
     # --- told by somebody --------------------------------------------------------------------------------------------
@@ -87,7 +93,14 @@ class Pipeline:
         """Begin."""
         self._ends = False
         self._condition = "running"
+        if self._parts.inbox is not None:
+            self._parts.inbox.begin()
         self._task = asyncio.create_task(self._run(), name=f"synckit-connect-{self.name}")
+
+    @property
+    def hook(self) -> Webhook | None:
+        """What takes what a webhook brings, if that is the source."""
+        return self._parts.inbox
 
     async def wait(self) -> None:
         """Until it ends by itself, as with `once`."""
@@ -107,6 +120,8 @@ class Pipeline:
             if not task.done():
                 task.cancel()
                 await asyncio.wait([task])
+        if self._parts.inbox is not None:
+            await self._parts.inbox.close()
         self._condition = "stopped"
         if not task.cancelled() and (error := task.exception()):
             logger.error("the pipeline %s did not end well", self.name, exc_info=error)
@@ -180,6 +195,8 @@ class Pipeline:
         delay_ms = next_delay_ms(
             self._failures, base_ms=BACKOFF_BASE_MS, delay_ms_max=BACKOFF_MS_MAX, dice=self._dice()
         )
+        if isinstance(self.error, Later):
+            delay_ms = max(delay_ms, int(self.error.after_s * 1000))
         logger.warning("the pipeline %s waits (%s); the next try is in %.1f s", self.name, self.error, delay_ms / 1000)
         await self._unless_halted(asyncio.sleep(delay_ms / 1000))
         if self._condition == "failed" and self._ends:
@@ -206,7 +223,7 @@ class Pipeline:
         while not self._halt.is_set():
             limit = pace.records if not pace.rate else min(pace.records, max(int(pace.rate), 1))
             portion = await parts.source.read(limit)
-            self._lag = await parts.source.lag()
+            await self._look_at_lag()
             if portion is not None:
                 await self._deliver(portion)
             elif self._once:
@@ -218,6 +235,13 @@ class Pipeline:
                 await self._unless_halted(parts.source.wait())
                 if pace.seconds:
                     await self._unless_halted(asyncio.sleep(pace.seconds))
+
+    async def _look_at_lag(self) -> None:
+        """Now and then: it may cost the source something."""
+        now = asyncio.get_running_loop().time()
+        if now >= self._lag_due:
+            self._lag = await self._parts.source.lag()
+            self._lag_due = now + LAG_S
 
     def _well(self) -> None:
         self._failures = 0

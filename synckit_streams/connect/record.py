@@ -8,7 +8,7 @@ from uuid import UUID, uuid5
 
 import msgspec
 
-from synckit_streams.errors import Invalid, PayloadUndecodable, SyncKitError
+from synckit_streams.errors import Invalid, PayloadUndecodable, SyncKitError, Unavailable
 from synckit_streams.model.codec import encode_payload
 from synckit_streams.model.event import Draft, Event, Offset
 
@@ -123,6 +123,19 @@ class Refusal(NamedTuple):
 
     record: Record
     error: SyncKitError
+
+
+class Later(Unavailable):
+    """It is away, and may have said for how long.
+
+    Args:
+        message: What it said.
+        after_s: Seconds before which it does not want to be asked again; 0 if it said nothing.
+    """
+
+    def __init__(self, message: str, *, after_s: float) -> None:
+        super().__init__(message, hint="the records wait, and come again")
+        self.after_s = after_s
 
 
 class Source(Protocol):

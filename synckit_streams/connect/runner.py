@@ -15,7 +15,7 @@ from synckit_streams.connect.loading import Declared, Loaded, load
 from synckit_streams.connect.pipeline import Pipeline
 from synckit_streams.connect.spec import Pipeline as Spec
 from synckit_streams.errors import ConfigError, SyncKitError
-from synckit_streams.ports.operation import Check, Standing
+from synckit_streams.ports.operation import Check, Standing, Webhook
 
 logger = logging.getLogger("synckit_streams")
 
@@ -56,6 +56,8 @@ class Runner:
         self._environment = os.environ if environment is None else environment
         self._running: dict[str, _Running] = {}
         self._turn = asyncio.Lock()
+        self.hooks: dict[str, Webhook] = {}
+        """The webhooks, by the names of their pipelines; it changes when the files are reloaded."""
         self._dice = random.SystemRandom().random
 
     def load(self) -> Loaded:
@@ -74,6 +76,13 @@ class Runner:
         for name, running in self._made(loaded.declared).items():
             self._running[name] = running
             running.pipeline.start()
+        self._hook()
+
+    def _hook(self) -> None:
+        self.hooks.clear()
+        for name, running in self._running.items():
+            if (hook := running.pipeline.hook) is not None:
+                self.hooks[name] = hook
 
     def _made(self, declared: Sequence[Declared]) -> dict[str, _Running]:
         return {each.pipeline.name: _Running(each, self._make(each)) for each in declared}
@@ -105,6 +114,7 @@ class Runner:
             for name in (*changed, *new):
                 self._running[name] = made[name]
                 made[name].pipeline.start()
+            self._hook()
             return Reloaded(new, changed, gone)
 
     async def wait(self) -> None:

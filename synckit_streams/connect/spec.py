@@ -115,7 +115,9 @@ class PostgresOutboxSource(Spec):
 
     kind: Literal["postgres_outbox"]
     url: Url = Field(description="The database, postgresql://user:password@host/database.")
-    table: str = Field("outbox", min_length=1, description="The table, with its schema if it has one.")
+    table: str = Field(
+        "outbox", pattern=r"^[^.\x00]+(\.[^.\x00]+)?$", description="The table, with its schema if it has one."
+    )
     order: str = Field("id", min_length=1, description="The column that orders the rows that are there.")
     after: Literal["delete", "mark"] = Field("delete", description="What becomes of a row that was delivered.")
     mark: str = Field(
