@@ -10,6 +10,7 @@ on with the file as it is now.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import time
@@ -245,12 +246,9 @@ class FileReader:
             # Cut off: what it had is in a copy, if somebody made one.
             self.go_to(Offset(self._log, self._at, self._print))
             return True
-        later = [
-            part
-            for part in self._parts()
-            if _changed(part) >= mine.st_mtime_ns and _inode(part) not in (0, mine.st_ino)
-        ]
-        following = min(later, key=_changed, default=None)
+        parts = sorted([*self._parts(), self.path], key=_age)
+        here = next((_age(part) for part in parts if _inode(part) == mine.st_ino), (mine.st_mtime_ns, -math.inf))
+        following = next((part for part in parts if _age(part) > here and _inode(part) != mine.st_ino), None)
         self._leave()
         if following is not None and (file := _open(following)) is not None:
             self._file = file
@@ -283,6 +281,12 @@ def _changed(path: Path) -> int:
         return path.stat().st_mtime_ns
     except OSError:
         return 0
+
+
+def _age(path: Path) -> tuple[int, float]:
+    """Ascends from the oldest part to the newest; of two that were changed at one moment, `.2` is older than `.1`."""
+    number = path.suffix[1:]
+    return _changed(path), -int(number) if number.isdecimal() else 0
 
 
 def _inode(path: Path) -> int:
