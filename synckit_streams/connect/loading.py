@@ -129,46 +129,39 @@ def _declared(document: Document, places: Places, taken: dict[str, Problem]) -> 
 
 def _tell(document: Document, prefix: Way, error: ErrorDetails) -> None:
     """A problem of pydantic's, at its place and in words for whoever writes the file."""
-    loc = tuple(error["loc"])
-    way = (*prefix, *_written(document, prefix, loc))
-    name = loc[-1] if loc else "the pipeline"
+    here, kind = _without_kind(tuple(error["loc"]))
+    way = (*prefix, *here)
+    name = here[-1] if here else "the pipeline"
     context = error.get("ctx", {})
     match error["type"]:
         case "extra_forbidden":
-            known = _known(loc[:-1])
+            known = sorted(set().union(*(model.model_fields for model in _models_at(here[:-1], kind))))
             near = get_close_matches(str(name), known, 1)
             hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(known)}"
             document.problem(way, f"unknown key {str(name)!r:.80}", hint, key=True)
         case "missing":
-            document.problem(way[:-1], f"`{name}` is missing", _meaning(loc))
+            document.problem(way[:-1], f"`{name}` is missing", _meaning(here, kind))
         case "union_tag_invalid":
-            expected = str(context.get("expected_tags", "")).replace("'", "")
-            near = get_close_matches(str(context.get("tag", "")), expected.split(", "), 1)
-            hint = f"did you mean {near[0]}?" if near else f"one of {expected}"
-            document.problem((*way, "kind"), f"unknown kind of {_noun(loc)}", hint)
+            kinds = sorted(_kind(model) for model in _models_at(here, ""))
+            near = get_close_matches(str(context.get("tag", "")), kinds, 1)
+            hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(kinds)}"
+            document.problem((*way, "kind"), f"unknown kind of {_noun(here)}", hint)
         case "union_tag_not_found":
-            document.problem(way, f"`kind` is missing: it says which {_noun(loc)} it is", f"one of {_kinds(loc)}")
+            kinds = sorted(_kind(model) for model in _models_at(here, ""))
+            said = f"`kind` is missing: it says which {_noun(here)} it is"
+            document.problem(way, said, f"one of {', '.join(kinds)}")
         case "value_error":
-            document.problem(way, str(context.get("error", error["msg"])))
+            document.problem(way, str(context.get("error", error["msg"])), key=error["loc"][-1:] == ("[key]",))
         case _:
-            document.problem(way, f"`{name}`: {error['msg'][:1].lower()}{error['msg'][1:]}", _meaning(loc))
+            said = f"`{name}`: {error['msg'][:1].lower()}{error['msg'][1:]}"
+            document.problem(way, said, _meaning(here, kind))
 
 
-def _written(document: Document, prefix: Way, loc: Way) -> Way:
-    """The place in the file: pydantic puts the kind of a part between, and "[key]" behind a key."""
-    here: Any = document.value
-    for step in prefix:
-        here = here[step]
-    way: list[str | int] = []
-    for step in loc:
-        if isinstance(here, list) and isinstance(step, int):
-            here = here[step] if step < len(here) else None
-        elif isinstance(here, dict) and step in here:
-            here = here[step]
-        elif step != loc[-1] or (isinstance(here, dict) and here.get("kind") == step) or step == "[key]":
-            continue
-        way.append(step)
-    return tuple(way)
+def _without_kind(loc: Way) -> tuple[Way, str]:
+    """Where something stands in the file, and the kind of the part that it stands in: pydantic puts that between."""
+    loc = tuple(step for step in loc if step != "[key]")
+    at = {"source": 1, "sink": 1, "dead_letter": 1, "transforms": 2}.get(str(loc[0]), len(loc)) if loc else 0
+    return (*loc[:at], *loc[at + 1 :]), str(loc[at]) if at < len(loc) else ""
 
 
 def _models(annotation: Any) -> set[type[BaseModel]]:
@@ -183,32 +176,20 @@ def _kind(model: type[BaseModel]) -> str:
     return str(get_args(field.annotation)[0]) if field is not None else ""
 
 
-def _at(loc: Way) -> set[type[BaseModel]]:
-    """The models that may stand at a place."""
+def _models_at(way: Way, kind: str) -> set[type[BaseModel]]:
+    """The models that may stand at a place: that of the kind, where there is one."""
     here: set[type[BaseModel]] = {spec.Pipeline}
-    for step in loc:
-        if isinstance(step, int):
-            continue
-        fields = [model.model_fields[step] for model in here if step in model.model_fields]
-        if fields:
+    for step in way:
+        if isinstance(step, str):
+            fields = [model.model_fields[step] for model in here if step in model.model_fields]
             here = set().union(*(_models(field.annotation) for field in fields))
-        else:
-            here = {model for model in here if _kind(model) == step} or here
-    return here
+    return {model for model in here if _kind(model) == kind} or here
 
 
-def _known(loc: Way) -> list[str]:
-    return sorted(set().union(*(model.model_fields for model in _at(loc))))
-
-
-def _kinds(loc: Way) -> str:
-    return ", ".join(sorted(_kind(model) for model in _at(loc)))
-
-
-def _meaning(loc: Way) -> str:
+def _meaning(way: Way, kind: str) -> str:
     """The text of a key."""
-    for model in _at(loc[:-1]):
-        field = model.model_fields.get(str(loc[-1])) if loc else None
+    for model in _models_at(way[:-1], kind):
+        field = model.model_fields.get(str(way[-1])) if way else None
         if field is not None and field.description:
             return field.description
     return ""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Callable
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
 
@@ -17,21 +18,21 @@ PIPELINE_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
 """A name is part of file names and of URLs."""
 
 
-def _checked(check: Any) -> AfterValidator:
-    """A check of ours as one of pydantic's."""
+def _checked(check: Callable[[str], object], noun: str) -> AfterValidator:
+    """A check of ours as one of pydantic's. What was given is not repeated: it may be a secret."""
 
     def checked(text: str) -> str:
         try:
             if text:
                 check(text)
         except SyncKitError as error:
-            raise ValueError(f"{error.message}{' (' + error.hint + ')' if error.hint else ''}") from None
+            raise ValueError(f"that is not {noun}{' (' + error.hint + ')' if error.hint else ''}") from None
         return text
 
     return AfterValidator(checked)
 
 
-def _pointer_or_word(text: str) -> None:
+def _check_word(text: str) -> None:
     if text.startswith("/"):
         check_pointer(text)
 
@@ -40,16 +41,19 @@ FIELD_NAMES = ("id", "type", "aggregate_id", "topic")
 """What a transform may name beside places in the data."""
 
 
-def _field(text: str) -> None:
+def _check_field(text: str) -> None:
     if text not in FIELD_NAMES:
         check_pointer(text)
 
 
-Pointer = Annotated[str, _checked(check_pointer)]
-Word = Annotated[str, Field(min_length=1), _checked(_pointer_or_word)]
-FieldName = Annotated[str, Field(min_length=1), _checked(_field)]
-Topic = Annotated[str, _checked(check_topic)]
-NodeId = Annotated[str, _checked(check_node_id)]
+Pointer = Annotated[str, _checked(check_pointer, "a JSON pointer")]
+Word = Annotated[str, Field(min_length=1), _checked(_check_word, "a JSON pointer")]
+FieldName = Annotated[
+    str, Field(min_length=1), _checked(_check_field, f"a JSON pointer, nor one of {', '.join(FIELD_NAMES)}")
+]
+Topic = Annotated[str, _checked(check_topic, "the name of a topic: at most 100 bytes")]
+TopicName = Annotated[Topic, Field(min_length=1)]
+NodeId = Annotated[str, _checked(check_node_id, "the id of a node: at most 64 bytes without white space, @ and ~")]
 Url = Annotated[str, Field(min_length=1)]
 NODE_TEXT = "The node's id, unique among those that share the topic. Default: the store's own; drawn for a new store."
 
@@ -101,7 +105,7 @@ class TopicSource(Spec):
 
     kind: Literal["topic"]
     connector: Url = Field(description="The broker's URL.")
-    topic: Annotated[str, Field(min_length=1), _checked(check_topic)] = Field(description="Which topic.")
+    topic: TopicName = Field(description="Which topic.")
     group: str = Field("", description="Read as a member of this group, which divides the topic. Default: read it all.")
     node: NodeId = Field("", description=NODE_TEXT)
     store: str = Field("", description="URL of the node's store. Default: a file in the state folder.")
@@ -198,7 +202,7 @@ class Route(Spec):
 
     kind: Literal["route"]
     field: FieldName = Field("type", description="Where to look.")
-    routes: dict[str, Annotated[str, Field(min_length=1), _checked(check_topic)]] = Field(
+    routes: dict[str, TopicName] = Field(
         min_length=1, description="From pattern (with * and ?) to topic; the first that fits."
     )
     otherwise: Topic = Field("", description="For what fits none. Default: it goes to the dead letter.")
@@ -231,9 +235,7 @@ class TopicSink(Spec):
     kind: Literal["topic"]
     connector: Url = Field(description="The broker's URL.")
     topic: Topic = Field("", description="Where records go that no transform routes. Default: their own topic.")
-    topics: list[Annotated[str, Field(min_length=1), _checked(check_topic)]] = Field(
-        [], description="Further topics, where the records say theirs."
-    )
+    topics: list[TopicName] = Field([], description="Further topics, where the records say theirs.")
     node: NodeId = Field("", description=NODE_TEXT)
     store: str = Field("", description="URL of the node's store. Default: a file in the state folder.")
     packing: Annotated[str, Field(pattern=f"^({'|'.join(PACKINGS)})$")] = Field(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Protocol
 
 from synckit_streams.errors import ConfigError, StoreInUse, StoreMissing
@@ -16,6 +15,7 @@ from synckit_streams.runtime.errand import Receipt
 from synckit_streams.runtime.node import SyncNode
 from synckit_streams.runtime.registry import store_for
 from synckit_streams.runtime.visitor import Visitor
+from synckit_streams.stores.sqlite import SqliteStore
 
 IN_FILES = ("sqlite", "rocksdb")
 """Stores that one process has to itself, so that a node id drawn here is remembered by whoever opens them next."""
@@ -98,10 +98,9 @@ async def open_writer(url: str, node: str) -> Writer:
     """
     try:
         made = SyncNode(await node_id_for(url, node), store=url)
-        path = getattr(made.store, "path", None)
         await made.open()
     except StoreInUse:
-        path = Path(url.partition("://")[2].partition("?")[0][1:]) if scheme_of(url) == "sqlite" else None
+        path = SqliteStore(url, read_only=True).path if scheme_of(url) == "sqlite" else None
         visitor = await Visitor.knock(path) if path is not None else None
         if visitor is None:
             raise
