@@ -24,7 +24,7 @@ ABOUT_US = (401, 403, 407)
 COME_AGAIN = (408, 421, 423, 425, 429)
 RETRY_AFTER_S_MAX = 3_600.0
 """A server that asks for a longer pause is asked again after this one."""
-SAID_CHARS_MAX = 200
+SAID_BYTES_MAX = 200
 """So much of a refusal's text is kept."""
 
 _encode = msgspec.json.Encoder().encode
@@ -91,7 +91,7 @@ class HttpSink:
             async with self._session.post(
                 self._spec.url, data=body, headers=headers, allow_redirects=False
             ) as response:
-                raw: bytes = await response.content.read(SAID_CHARS_MAX)
+                raw: bytes = await response.content.read(SAID_BYTES_MAX)
                 said = " ".join(raw.decode(errors="replace").split())
                 return response.status, said, response.headers.get("retry-after", "")
         except TimeoutError:

@@ -56,6 +56,8 @@ class Shape(NamedTuple):
 
 def _text(data: Any, what: str, pointer: str) -> str:
     value = point(data, pointer)
+    if isinstance(value, int) and abs(value) >= 1 << 64:
+        raise Invalid(f"{what}: the number at {pointer} is beyond 64 bits")
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
         raise Invalid(f"{what}: what stands at {pointer} is neither text nor a whole number")
     return str(value)

@@ -16,7 +16,7 @@ import msgspec
 
 from synckit_streams.connect.record import Record
 from synckit_streams.connect.spec import FIELD_NAMES, AnyTransform, Filter, Map, Mask, Route
-from synckit_streams.errors import Invalid
+from synckit_streams.errors import Invalid, SyncKitError
 from synckit_streams.model.pointer import point
 
 Transform = Callable[[Record], Record | None]
@@ -51,7 +51,13 @@ def transformed(record: Record, transforms: Sequence[Transform]) -> Record | Non
         Invalid, PayloadUndecodable, TooLarge: one cannot do its work with this record.
     """
     for transform in transforms:
-        changed = transform(record)
+        try:
+            changed = transform(record)
+        except SyncKitError:
+            raise
+        except Exception as error:
+            # A number of ten thousand digits, for one. It is this record, and no other one shall wait for it.
+            raise Invalid(f"cannot be transformed: {type(error).__name__}: {error}") from error
         if changed is None:
             return None
         record = changed

@@ -19,6 +19,7 @@ import yaml
 from synckit_streams import Event, SyncNode
 from synckit_streams.connect.runner import Runner
 from synckit_streams.connect.writer import Reader
+from synckit_streams.errors import StoreMissing
 from synckit_streams.ports.operation import Standing
 
 SOON_S = 30.0
@@ -88,7 +89,10 @@ async def events_of(url: str, topic: str | None = None) -> list[Event]:
     """Every event of a store, in commit order; none if there is no store yet. Also while somebody has it open."""
     if url.startswith("sqlite:") and not Path(url.removeprefix("sqlite:///")).exists():
         return []
-    store = await Reader.open(url)
+    try:
+        store = await Reader.open(url)
+    except StoreMissing:  # its node is about to make it
+        return []
     try:
         found: list[Event] = []
         after = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -129,3 +130,23 @@ async def test_what_an_editor_or_an_archiver_leaves_beside_it_is_not_read(tmp_pa
     write_lines(path, [order(1)])
     await move_once(declare(tmp_path, from_file()))
     assert numbers(await events_of(f"sqlite:///{tmp_path}/shop.db")) == [1]
+
+
+def test_what_is_written_to_a_file_just_after_it_was_renamed_is_read(tmp_path: Path) -> None:
+    """Its writer has it open for a moment still; the reader goes on to the next one when nothing more has come."""
+    path = tmp_path / "orders.jsonl"
+    reader = file_reader.FileReader(path, rotated="", complete=lambda raw: True, whole=False)
+    with path.open("a") as writer:
+        writer.write("1\n")
+        writer.flush()
+        assert [piece.raw for piece in reader.read(10)] == [b"1"]
+        path.rename(tmp_path / "orders.jsonl.1")
+        path.write_text("3\n")
+        assert reader.read(10) == []
+        writer.write("2\n")
+    deadline = time.monotonic() + 10
+    found: list[bytes] = []
+    while len(found) < 2 and time.monotonic() < deadline:
+        found += [piece.raw for piece in reader.read(10)]
+    assert found == [b"2", b"3"]
+    reader.close()
