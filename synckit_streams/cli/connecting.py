@@ -130,16 +130,20 @@ async def _reload(runner: Runner, *, quiet: bool) -> None:
 
 
 async def _tell(runner: Runner, *, json: bool) -> None:
-    """How it goes: on a terminal always the present state, elsewhere a line for each pipeline now and then."""
+    """How it goes: on a terminal always the present state, elsewhere a line now and then."""
     console = notes()
     if console.is_terminal and not json:
         with Live(console=console, transient=True, auto_refresh=False) as live:
             while True:
                 live.update(_table(runner.standings()), refresh=True)
                 await asyncio.sleep(LOOK_S)
+    said: set[Standing] = set()
     while True:
         await asyncio.sleep(REPORT_S)
-        _report(runner.standings(), json=json)
+        now = runner.standings()
+        # For people only what has changed: a log is not to fill up with the same.
+        _report(now if json else [each for each in now if each not in said], json=json)
+        said = set(now)
 
 
 def _report(standings: Sequence[Standing], *, json: bool) -> None:

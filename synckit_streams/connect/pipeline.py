@@ -223,7 +223,7 @@ class Pipeline:
         while not self._halt.is_set():
             limit = pace.records if not pace.rate else min(pace.records, max(int(pace.rate), 1))
             portion = await parts.source.read(limit)
-            await self._look_at_lag()
+            await self._look_at_lag(at_end=portion is None)
             if portion is not None:
                 await self._deliver(portion)
             elif self._once:
@@ -236,10 +236,10 @@ class Pipeline:
                 if pace.seconds:
                     await self._unless_halted(asyncio.sleep(pace.seconds))
 
-    async def _look_at_lag(self) -> None:
-        """Now and then: it may cost the source something."""
+    async def _look_at_lag(self, *, at_end: bool) -> None:
+        """Now and then, since it may cost the source something; and when it comes to its end."""
         now = asyncio.get_running_loop().time()
-        if now >= self._lag_due:
+        if now >= self._lag_due or (at_end and self._lag != 0):
             self._lag = await self._parts.source.lag()
             self._lag_due = now + LAG_S
 
