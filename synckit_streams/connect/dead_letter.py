@@ -8,12 +8,12 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from synckit_streams.connect.record import Record, Unreadable, derived_id
-from synckit_streams.errors import SyncKitError
+from synckit_streams.errors import SyncKitError, TooLarge
 from synckit_streams.model.codec import encode_payload
 
 DEAD_TYPE = "connect.dead"
 RAW_BYTES_MAX = 64 * 1024
-"""So much is kept of what could not be read, and of a payload."""
+"""So much is kept of an original with which the letter would be too large for an event."""
 
 
 class Dead(NamedTuple):
@@ -42,39 +42,34 @@ def letters(dead: Sequence[Dead], pipeline: str, now: datetime) -> list[Record]:
 
 
 def _letter(dead: Dead, pipeline: str, now: datetime) -> Record:
+    try:
+        payload = encode_payload(_said(dead, pipeline, now, None))
+    except TooLarge:
+        payload = encode_payload(_said(dead, pipeline, now, RAW_BYTES_MAX))
+    return Record(id=derived_id("dead", pipeline, dead.item.id), type=DEAD_TYPE, aggregate_id=pipeline, payload=payload)
+
+
+def _said(dead: Dead, pipeline: str, now: datetime, most: int | None) -> dict[str, Any]:
+    """What a letter says; `most`: so many bytes of its original."""
     item, error = dead.item, dead.error
-    data = {
+    original: dict[str, Any] = {"id": item.id}
+    if isinstance(item, Record):
+        original |= {"type": item.type, "aggregate_id": item.aggregate_id, "topic": item.topic}
+        original["metadata"] = dict(item.metadata)
+    return {
         "pipeline": pipeline,
         "error": {"code": error.code, "message": error.message, "hint": error.hint},
         "attempts": dead.attempts,
         "at": now.astimezone(UTC).isoformat(timespec="milliseconds"),
-        "original": _unread(item) if isinstance(item, Unreadable) else _record(item),
+        "original": original | _text(item.raw if isinstance(item, Unreadable) else item.payload, most),
     }
-    return Record(
-        id=derived_id("dead", pipeline, item.id), type=DEAD_TYPE, aggregate_id=pipeline, payload=encode_payload(data)
-    )
 
 
-def _text(raw: bytes) -> dict[str, Any]:
-    """Bytes as text where they are text; what is too long is cut off, and it says so."""
-    cut = {"bytes": len(raw)} if len(raw) > RAW_BYTES_MAX else {}
-    raw = raw[:RAW_BYTES_MAX]
+def _text(raw: bytes, most: int | None) -> dict[str, Any]:
+    """Bytes as text where they are text; what is cut off says how long it was."""
+    cut = {} if most is None or len(raw) <= most else {"bytes": len(raw)}
+    raw = raw[:most]
     try:
         return {"raw": raw.decode(), **cut}
     except UnicodeDecodeError:
         return {"raw_base64": b64encode(raw).decode(), **cut}
-
-
-def _unread(item: Unreadable) -> dict[str, Any]:
-    return {"id": item.id, **_text(item.raw)}
-
-
-def _record(record: Record) -> dict[str, Any]:
-    return {
-        "id": record.id,
-        "type": record.type,
-        "aggregate_id": record.aggregate_id,
-        "topic": record.topic,
-        "metadata": dict(record.metadata),
-        **_text(record.payload),
-    }

@@ -29,6 +29,10 @@ HEAD_BYTES = 4096
 TAIL_BYTES = 1024
 RECORD_BYTES_MAX = 4 * PAYLOAD_BYTES_MAX
 """Of one record as it stands in a file; a longer one is passed over, and goes to the dead letter."""
+RECORD_LINES_MAX = 1_000
+"""Over so many lines a record may go; if it does not end there, its first line is a bad record, and no more."""
+PORTION_BYTES = 8 * 1024 * 1024
+"""No record is begun behind so many bytes of one reading."""
 SETTLE_S = 1.0
 """For so long nobody may have written to a file that was rotated before it counts as finished."""
 PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".lz4")
@@ -50,8 +54,8 @@ class Piece(NamedTuple):
     error: TooLarge | Invalid | None = None
 
 
-Complete = Callable[[bytes], bool]
-"""Whether some lines are a whole record: a CSV's may go over several."""
+Flips = Callable[[bytes], bool]
+"""Whether a line begins a record that goes over several, or ends it: it has an odd number of quotes, in a CSV."""
 
 
 class FileReader:
@@ -60,16 +64,16 @@ class FileReader:
     Args:
         path: The file.
         rotated: Which files beside it are its earlier parts, as a glob; "" is its name and more.
-        complete: Whether some lines are a whole record.
+        flips: Whether a line begins a record that goes over several, or ends it.
         whole: Take a last line without an end as it is: nobody writes any more.
     """
 
-    def __init__(self, path: Path, *, rotated: str, complete: Complete, whole: bool) -> None:
+    def __init__(self, path: Path, *, rotated: str, flips: Flips, whole: bool) -> None:
         self.path = path
         self.header = b""
         """The first line of the present file."""
         self._rotated = rotated or re.sub(r"([*?\[])", r"[\1]", path.name) + "[.-]*"
-        self._complete = complete
+        self._flips = flips
         self._whole = whole
         self._file: BinaryIO | None = None
         self._generation = 0
@@ -185,26 +189,44 @@ class FileReader:
             return []
         file.seek(self._at)
         pieces: list[Piece] = []
-        while len(pieces) < limit:
-            start, raw = self._at, b""
-            while line := file.readline(RECORD_BYTES_MAX - len(raw) + 1):
-                raw += line
-                if len(raw) > RECORD_BYTES_MAX:
-                    break
-                if line.endswith(b"\n") and self._complete(raw):
-                    break
-            if len(raw) > RECORD_BYTES_MAX:
-                if not raw.endswith(b"\n") and not _skip_line(file) and not last:
-                    break  # its end is not written yet
-                error = TooLarge(f"the record at byte {start} is longer than {RECORD_BYTES_MAX} bytes")
-                pieces.append(Piece(raw[:HEAD_BYTES], self._log, start, error))
-            elif not raw or not (last or (raw.endswith(b"\n") and self._complete(raw))):
+        first = self._at
+        while len(pieces) < limit and self._at - first < PORTION_BYTES:
+            piece = self._piece(file, last=last)
+            if piece is None:
                 break
-            else:
-                pieces.append(Piece(raw.rstrip(b"\r\n"), self._log, start))
+            pieces.append(piece)
             self._at = file.tell()
         self._print = _fingerprint(file, self._at)
         return pieces
+
+    def _piece(self, file: BinaryIO, *, last: bool) -> Piece | None:
+        """The record that begins here, the file behind it; None if it is not whole yet."""
+        start = self._at
+        line = file.readline(RECORD_BYTES_MAX + 1)
+        if len(line) > RECORD_BYTES_MAX:
+            if not line.endswith(b"\n") and not _skip_line(file) and not last:
+                return None  # its end is not written yet
+            error = TooLarge(f"the record at byte {start} is longer than {RECORD_BYTES_MAX} bytes")
+            return Piece(line[:HEAD_BYTES], self._log, start, error)
+        if not line or not (last or line.endswith(b"\n")):
+            return None
+        if not self._flips(line):
+            return Piece(line.rstrip(b"\r\n"), self._log, start)
+        behind, lines, size = file.tell(), [line], len(line)
+        while len(lines) < RECORD_LINES_MAX and size <= RECORD_BYTES_MAX:
+            more = file.readline(RECORD_BYTES_MAX + 1)
+            if not more or not (last or more.endswith(b"\n")):
+                if last:
+                    break
+                return None
+            lines.append(more)
+            size += len(more)
+            if self._flips(more):
+                return Piece(b"".join(lines).rstrip(b"\r\n"), self._log, start)
+        # Whoever forgot a quote is not to swallow what others wrote.
+        file.seek(behind)
+        forgotten = Invalid(f"the record that begins at byte {start} has a quote that is not closed")
+        return Piece(line.rstrip(b"\r\n"), self._log, start, forgotten)
 
     def _is_intact(self) -> bool:
         """Whether what was read last still stands where it stood."""

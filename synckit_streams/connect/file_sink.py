@@ -54,11 +54,10 @@ class FileSink:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._begin()
-            assert self._file is not None
-            last = deque(self._ids(self._file), BATCH_RECORDS_MAX)
-            if len(last) < BATCH_RECORDS_MAX and (earlier := self._parts()):
-                with earlier[-1].open("rb") as file:
-                    last.extendleft(reversed(deque(self._ids(file), BATCH_RECORDS_MAX - len(last))))
+            last: deque[str] = deque()
+            for part in [self._path, *reversed(self._parts())][:2]:
+                with part.open("rb") as file:
+                    last.extendleft(reversed(deque(_last_ids(file), BATCH_RECORDS_MAX - len(last))))
             self._known = dict.fromkeys(last)
         except OSError as error:
             raise self._failure(error) from error
@@ -73,15 +72,6 @@ class FileSink:
         self._size = _whole_bytes(self._file)
         self._file.truncate(self._size)
         _sync_folder(self._path.parent)
-
-    def _ids(self, file: BinaryIO) -> Iterator[str]:
-        """Of the last records."""
-        file.seek(max(os.fstat(file.fileno()).st_size - LAST_BYTES, 0))
-        for line in file:
-            try:
-                yield str(msgspec.json.decode(line)["id"])
-            except (msgspec.MsgspecError, KeyError, TypeError):
-                continue  # somebody else's line, or the rest of one
 
     def _parts(self) -> list[Path]:
         """What was rotated away, oldest first."""
@@ -137,6 +127,16 @@ class FileSink:
         file, self._file = self._file, None
         if file is not None:
             file.close()
+
+
+def _last_ids(file: BinaryIO) -> Iterator[str]:
+    """Of the last records."""
+    file.seek(max(os.fstat(file.fileno()).st_size - LAST_BYTES, 0))
+    for line in file:
+        try:
+            yield str(msgspec.json.decode(line)["id"])
+        except (msgspec.MsgspecError, KeyError, TypeError):
+            continue  # somebody else's line, or the rest of one
 
 
 def _whole_bytes(file: BinaryIO) -> int:

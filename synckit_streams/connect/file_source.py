@@ -38,7 +38,7 @@ class FileSource:
         self._record: Callable[[Piece, str], Record | None]
         self._record = {"jsonl": self._of_json, "csv": self._of_row, "cloudevents": self._of_cloudevent}[spec.format]
         self._reader = FileReader(
-            path, rotated=spec.rotated, complete=_is_row if spec.format == "csv" else _is_line, whole=once
+            path, rotated=spec.rotated, flips=_has_odd_quotes if spec.format == "csv" else _never, whole=once
         )
         self.name = str(path)
 
@@ -112,10 +112,9 @@ class FileSource:
             raise Invalid(f"not a row of a CSV: {error}") from error
 
 
-def _is_line(raw: bytes) -> bool:
-    return True
+def _never(line: bytes) -> bool:
+    return False
 
 
-def _is_row(raw: bytes) -> bool:
-    """Whether every quote is closed."""
-    return raw.count(b'"') % 2 == 0
+def _has_odd_quotes(line: bytes) -> bool:
+    return line.count(b'"') % 2 == 1

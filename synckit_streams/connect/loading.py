@@ -42,6 +42,13 @@ class Loaded(NamedTuple):
     problems: Sequence[Problem]
 
 
+class Known(NamedTuple):
+    """What was met in the files so far: names, and stores with whether their owner shares them, each with its place."""
+
+    names: dict[str, Problem]
+    stores: dict[str, tuple[Problem, bool]]
+
+
 def files_in(paths: Sequence[Path]) -> list[Path]:
     """The files that are meant: themselves, and those in a folder.
 
@@ -72,7 +79,7 @@ def load(paths: Sequence[Path], environment: Mapping[str, str]) -> Loaded:
     """
     declared: list[Declared] = []
     problems: list[Problem] = []
-    taken: dict[str, Problem] = {}
+    known = Known({}, {})
     for file in files_in(paths):
         try:
             raw = file.read_bytes()
@@ -88,14 +95,14 @@ def load(paths: Sequence[Path], environment: Mapping[str, str]) -> Loaded:
             continue
         document = Document(file, text, environment)
         first = list(document.problems)
-        declared += _declared(document, Places(file), taken)
+        declared += _declared(document, Places(file), known)
         # Of one place the first: what a missing variable would have said may look wrong as well.
         places = {(each.line, each.column) for each in first}
         problems += first + [each for each in document.problems if (each.line, each.column) not in places]
     return Loaded(declared, sorted(set(problems)))
 
 
-def _declared(document: Document, places: Places, taken: dict[str, Problem]) -> Iterator[Declared]:
+def _declared(document: Document, places: Places, known: Known) -> Iterator[Declared]:
     root = document.value
     given: list[tuple[Way, Any]]
     if isinstance(root, dict) and "pipelines" in root:
@@ -120,8 +127,9 @@ def _declared(document: Document, places: Places, taken: dict[str, Problem]) -> 
             for each in error.errors(include_input=False, include_url=False):
                 _tell(document, way, each)
             continue
-        _check(document, way, pipeline, taken)
-        yield Declared(pipeline, places)
+        declared = Declared(pipeline, places)
+        _check(document, way, declared, known)
+        yield declared
 
 
 # ------------------------------------------------------------------------------------------------- what pydantic says
@@ -202,7 +210,9 @@ def _noun(loc: Way) -> str:
 # --------------------------------------------------------------------------------------- what only the whole can tell
 
 
-def _check(document: Document, way: Way, pipeline: spec.Pipeline, taken: dict[str, Problem]) -> None:
+def _check(document: Document, way: Way, declared: Declared, known: Known) -> None:
+    pipeline, places = declared
+    taken, stores = known
     mark = document.mark((*way, "name"))
     if first := taken.get(pipeline.name):
         document.problem(
@@ -214,11 +224,27 @@ def _check(document: Document, way: Way, pipeline: spec.Pipeline, taken: dict[st
     for role, sink in (("sink", pipeline.sink), ("dead_letter", pipeline.dead_letter)):
         if isinstance(sink, spec.TopicSink) and not topics_of(pipeline, sink):
             document.problem((*way, role), f"the {_noun((role,))} has no topic", "give it `topic`, or `topics`")
-    own = [url for _, key, url, _ in _urls(pipeline) if key == "store" and scheme_of(url) in (*IN_FILES, "redis")]
-    if twice := next((url for url in own if own.count(url) > 1), ""):
-        document.problem(
-            way, f"one store is named for two things ({scheme_of(twice)})", "a store has one node: name two, or none"
-        )
+    for part, store, may_share in _own_stores(pipeline):
+        at = (*way, *part, "store")
+        key = f"{scheme_of(store)} {places.url(store)}"
+        taken_by, shares = stores.setdefault(key, (Problem(document.file, *document.mark(at), ""), may_share))
+        if (taken_by.file, taken_by[1:3]) != (document.file, document.mark(at)) and not (may_share and shares):
+            document.problem(
+                at,
+                "this store is another thing's already",
+                f"a store has one owner; the other one is at {taken_by.file}:{taken_by.line}",
+            )
+
+
+def _own_stores(pipeline: spec.Pipeline) -> Iterator[tuple[Way, str, bool]]:
+    """The stores that a pipeline owns: where each is named, its URL, and whether several may own it at a time."""
+    for part, key, url, _ in _urls(pipeline):
+        value = getattr(pipeline, str(part[0])) if part else pipeline
+        if key == "store" and not isinstance(value, spec.OutboxSource):
+            scheme = scheme_of(url)
+            # Servers are shared by nature; a node that has a file open writes for the others.
+            by_door = scheme == "sqlite" and isinstance(value, spec.StoreSink)
+            yield part, url, by_door or scheme not in (*IN_FILES, "redis", "rediss")
 
 
 def _urls(pipeline: spec.Pipeline) -> Iterator[tuple[Way, str, str, str]]:

@@ -6,12 +6,14 @@ import asyncio
 import logging
 
 from synckit_streams.connect.record import Portion, Record
+from synckit_streams.connect.spec import BATCH_RECORDS_MAX
 from synckit_streams.connect.spec import OutboxSource as OutboxSpec
 from synckit_streams.connect.spec import TopicSource as TopicSpec
 from synckit_streams.connect.writer import Reader, node_id_for
 from synckit_streams.model.event import Offset
 from synckit_streams.ports.store import EventStore
 from synckit_streams.runtime.node import SyncNode
+from synckit_streams.runtime.paging import PageSize
 
 logger = logging.getLogger("synckit_streams")
 
@@ -31,6 +33,7 @@ class LogReader:
         self._store = store
         self._topic = topic or None
         self._position = position
+        self._size = PageSize(BATCH_RECORDS_MAX)
 
     @classmethod
     async def begin(cls, store: EventStore, topic: str, position: Offset | None) -> LogReader:
@@ -43,9 +46,10 @@ class LogReader:
 
     async def read(self, limit: int) -> Portion | None:
         """See `Source`."""
-        page = await self._store.log(self._topic, after=self._position, limit=limit)
+        page = await self._store.log(self._topic, after=self._position, limit=min(limit, self._size.events))
         if not page:
             return None
+        self._size.learn(each.event for each in page)
         self._position = page[-1].offset
         return Portion([Record.of_event(each.event) for each in page if not each.twin], self._position)
 

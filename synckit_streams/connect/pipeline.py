@@ -221,6 +221,9 @@ class Pipeline:
         await parts.sink.open()
         await parts.dead_letter.open()
         while not self._halt.is_set():
+            await self._keep_pace()
+            if self._halt.is_set():
+                return
             limit = pace.records if not pace.rate else min(pace.records, max(int(pace.rate), 1))
             portion = await parts.source.read(limit)
             await self._look_at_lag(at_end=portion is None)
@@ -267,7 +270,6 @@ class Pipeline:
                 origin[record.id] = item
                 records.append(record)
         if records:
-            await self._keep_pace(len(records))
             refusals = await self._parts.sink.write(records)
             dead += [Dead(origin[each.record.id], each.error, attempts) for each in refusals]
         if dead:
@@ -275,18 +277,21 @@ class Pipeline:
         if portion.position is not None:
             await self._parts.state.move(portion.position)
         await self._parts.source.done(portion)
+        self._charge(len(records))
         self._moved += len(records) - sum(isinstance(each.item, Record) and each.item.id in origin for each in dead)
         self._dead += len(dead)
         self._well()
 
-    async def _keep_pace(self, records: int) -> None:
-        rate = self._parts.pace.rate
-        if not rate:
-            return
-        now = asyncio.get_running_loop().time()
-        if self._free_at > now:
-            await asyncio.sleep(self._free_at - now)
-        self._free_at = max(now, self._free_at) + records / rate
+    async def _keep_pace(self) -> None:
+        """Wait until the rate allows more."""
+        wait_s = self._free_at - asyncio.get_running_loop().time()
+        if wait_s > 0:
+            await self._unless_halted(asyncio.sleep(wait_s))
+
+    def _charge(self, records: int) -> None:
+        """So many were moved just now."""
+        if rate := self._parts.pace.rate:
+            self._free_at = max(asyncio.get_running_loop().time(), self._free_at) + records / rate
 
     async def _bury(self, dead: Sequence[Dead]) -> None:
         for each in dead:

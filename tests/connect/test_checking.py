@@ -79,7 +79,7 @@ def test_a_good_file_has_none(tmp_path: Path) -> None:
         ),
         (
             changed("name: orders", "name: orders\nstore: sqlite:///shop.db"),
-            "1:1: one store is named for two things (sqlite) (a store has one node: name two, or none)",
+            "10:10: this store is another thing's already (a store has one owner; the other one is at ",
         ),
         (
             changed("name: orders", "name: orders\ntransforms:\n- kind: filter\n  field: /x\n  opp: eq"),
@@ -110,6 +110,20 @@ def test_two_pipelines_have_two_names_over_all_files(tmp_path: Path) -> None:
     assert (problem.file.name, problem.line, problem.column) == ("b.yml", 2, 7)
     assert problem.message == "there are two pipelines 'orders'"
     assert problem.hint.endswith("a.yaml:1")
+
+
+def test_two_pipelines_own_two_stores_unless_a_store_can_be_shared(tmp_path: Path) -> None:
+    """A node that has a SQLite file open writes for others; RocksDB and Redis have one process each."""
+    for store, shared in (
+        ("sqlite:///shop.db", True),
+        ("rocksdb:///shop", False),
+        ("redis://h/0?name=shop", False),
+        ("postgresql://h/shop", True),
+    ):
+        for name in ("one", "two"):
+            text = changed("sqlite:///shop.db", store).replace("name: orders", f"name: {name}")
+            (tmp_path / f"{name}.yaml").write_text(text.lstrip())
+        assert (not load([tmp_path], {}).problems) == shared, store
 
 
 def test_a_variable_is_put_in_before_anything_is_checked(tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ async def test_what_an_editor_or_an_archiver_leaves_beside_it_is_not_read(tmp_pa
 def test_what_is_written_to_a_file_just_after_it_was_renamed_is_read(tmp_path: Path) -> None:
     """Its writer has it open for a moment still; the reader goes on to the next one when nothing more has come."""
     path = tmp_path / "orders.jsonl"
-    reader = file_reader.FileReader(path, rotated="", complete=lambda raw: True, whole=False)
+    reader = file_reader.FileReader(path, rotated="", flips=lambda raw: False, whole=False)
     with path.open("a") as writer:
         writer.write("1\n")
         writer.flush()

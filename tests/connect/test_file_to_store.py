@@ -107,6 +107,36 @@ async def test_a_csv_has_an_object_for_each_row(tmp_path: Path, rows: str) -> No
         assert (found, standing.dead) == ([first, last], 1)
 
 
+async def test_a_forgotten_quote_costs_one_row(tmp_path: Path) -> None:
+    """Not all the rows up to the next quote, of which there may be none."""
+    path = tmp_path / "rows.csv"
+    rows = [f"r-{n},t,{n}\n" for n in range(2500)]
+    rows[3] = 'r-3,"t,3\n'
+    path.write_text("id,text,n\n" + "".join(rows))
+    source = {"kind": "file", "path": "rows.csv", "format": "csv", "type": "row", "aggregate_id": "/id"}
+    (standing,) = await move_once(declare(tmp_path, from_file(source=source)))
+    assert (standing.moved, standing.dead) == (2499, 1)
+    (dead,) = letters(tmp_path / "pipelines.state" / "in.dead.jsonl")
+    assert dead["original"]["raw"] == 'r-3,"t,3'
+    assert "a quote that is not closed" in dead["error"]["message"]
+
+
+@pytest.mark.parametrize("size", [100, 500_000, 2_000_000])
+async def test_a_dead_letter_has_the_whole_original_where_an_event_can(tmp_path: Path, size: int) -> None:
+    """Else its beginning, and how long it was."""
+    line = "x" * size
+    (tmp_path / "orders.jsonl").write_text(line + "\n")
+    dead_letter = {"kind": "store", "store": "sqlite:///dead.db", "topic": "dead"}
+    (standing,) = await move_once(declare(tmp_path, from_file(dead_letter=dead_letter)))
+    assert (standing.dead, standing.error) == (1, "")
+    (event,) = await events_of(f"sqlite:///{tmp_path}/dead.db")
+    if size <= 500_000:
+        assert event.data["original"]["raw"] == line
+    else:
+        assert event.data["original"]["raw"] == line[: 64 * 1024]
+        assert event.data["original"]["bytes"] == size
+
+
 async def test_a_file_may_come_later_and_grow(tmp_path: Path) -> None:
     """Half a line is left until its other half is written."""
     path = tmp_path / "orders.jsonl"
