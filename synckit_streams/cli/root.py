@@ -22,6 +22,7 @@ COMMANDS = (
     ("log", "synckit_streams.cli.log", "log"),
     ("run", "synckit_streams.cli.running", "run"),
     ("sync", "synckit_streams.cli.syncing", "sync"),
+    ("connect", "synckit_streams.cli.connecting", "connect"),
     ("status", "synckit_streams.cli.status", "status"),
     ("migrate", "synckit_streams.cli.migrating", "migrate"),
     ("backup", "synckit_streams.cli.backing", "backup"),

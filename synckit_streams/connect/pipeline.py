@@ -1,0 +1,305 @@
+"""One pipeline at work: read, transform, write, and only then move the position; again, until it is told to stop.
+
+Whatever goes wrong has one way out: everything is closed, and after a wait that grows it is opened anew and goes on
+from the position. Nothing is remembered in between but how often it failed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Sequence
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from synckit_streams.connect.dead_letter import Dead, letters
+from synckit_streams.connect.record import Later, Portion, Record, Sink, Source, Unreadable
+from synckit_streams.connect.state import State
+from synckit_streams.connect.transforms import Transform, transformed
+from synckit_streams.connect.webhook import Inbox
+from synckit_streams.errors import IdReused, StoreError, SyncKitError
+from synckit_streams.ports.operation import Standing, Webhook
+from synckit_streams.ports.operation import State as Condition
+from synckit_streams.runtime.autosync import BACKOFF_BASE_MS, BACKOFF_MS_MAX
+from synckit_streams.sync.pace import next_delay_ms
+
+logger = logging.getLogger("synckit_streams")
+
+LAG_S = 2.0
+"""How often a source is asked what is left."""
+STOP_S = 10.0
+"""How long what is under way may take when a pipeline is stopped; then it is cut off, and comes again."""
+
+
+class Pace(NamedTuple):
+    """How much at a time, and how fast.
+
+    Args:
+        records: At most so many in a batch.
+        seconds: So long the first of a batch may wait for others.
+        rate: At most so many records a second; 0 is no limit.
+    """
+
+    records: int
+    seconds: float
+    rate: float
+
+
+class Parts(NamedTuple):
+    """What a pipeline is made of."""
+
+    source: Source
+    transforms: Sequence[Transform]
+    sink: Sink
+    dead_letter: Sink
+    state: State
+    pace: Pace
+    inbox: Inbox | None = None
+    """Of a webhook: it takes what comes as long as the pipeline is not stopped."""
+
+
+class Pipeline:
+    """See the module's text.
+
+    Args:
+        name: Its own.
+        parts: What it is made of.
+        once: End when the source has nothing more, and at the first failure.
+        dice: A draw from [0, 1).
+    """
+
+    def __init__(self, name: str, parts: Parts, *, once: bool, dice: Callable[[], float]) -> None:
+        self.name = name
+        self.error: Exception | None = None
+        """Why it failed last."""
+        self._parts = parts
+        self._once = once
+        self._dice = dice
+        self._condition: Condition = "stopped"
+        self._moved = self._dead = 0
+        self._lag: int | None = None
+        self._failures = 0
+        self._paused = False
+        self._ends = False
+        self._halt = asyncio.Event()
+        """Set when what it does is to end: it is paused, let go on, or stopped."""
+        self._free_at = 0.0
+        self._lag_due = 0.0
+        self._task: asyncio.Task[None] | None = None
+
+    # --- told by somebody --------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin."""
+        self._ends = False
+        self._condition = "running"
+        if self._parts.inbox is not None:
+            self._parts.inbox.begin()
+        self._task = asyncio.create_task(self._run(), name=f"synckit-connect-{self.name}")
+
+    @property
+    def hook(self) -> Webhook | None:
+        """What takes what a webhook brings, if that is the source."""
+        return self._parts.inbox
+
+    async def wait(self) -> None:
+        """Until it ends by itself, as with `once`."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
+    async def stop(self) -> None:
+        """Finish what is under way, and let go of everything."""
+        task, self._task = self._task, None
+        if task is None:
+            return
+        self._ends = True
+        self._halt.set()
+        try:
+            await asyncio.wait([task], timeout=STOP_S)
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.wait([task])
+        if self._parts.inbox is not None:
+            await self._parts.inbox.close()
+        self._condition = "stopped"
+        if not task.cancelled() and (error := task.exception()):
+            logger.error("the pipeline %s did not end well", self.name, exc_info=error)
+
+    async def pause(self, paused: bool) -> None:
+        """Take nothing more, or go on; it is on the disk when this returns."""
+        await self._parts.state.pause(paused)
+        self._paused = paused
+        self._halt.set()
+        if paused and self._condition != "stopped":
+            self._condition = "paused"
+        elif not paused and self._condition == "paused":
+            self._condition = "running"
+
+    def standing(self) -> Standing:
+        """How it is."""
+        return Standing(
+            name=self.name,
+            state=self._condition,
+            source=self._parts.source.name,
+            sink=self._parts.sink.name,
+            moved=self._moved,
+            dead=self._dead,
+            lag=self._lag,
+            error=str(self.error) if self.error is not None else "",
+        )
+
+    # --- at work -----------------------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        while not self._ends:
+            self._halt.clear()
+            try:
+                await self._parts.state.open()
+                self._paused = await self._parts.state.paused()
+                if self._paused:
+                    self._condition = "paused"
+                    if self._once:
+                        return
+                    await self._halt.wait()
+                else:
+                    await self._move_all()
+                    if self._once:
+                        self._condition = "stopped"
+                        return
+            except Exception as error:  # noqa: BLE001 - whatever it was, the next try may go well
+                self._fail(error)
+                if self._once:
+                    return
+            finally:
+                await self._close()
+            if self._condition == "failed":
+                await self._back_off()
+
+    async def _close(self) -> None:
+        parts = self._parts
+        for part in (parts.source, parts.sink, parts.dead_letter, parts.state):
+            try:
+                await part.close()
+            except Exception as error:  # noqa: BLE001 - the others are closed all the same
+                logger.warning("%s: closing failed: %s", self.name, error)
+
+    def _fail(self, error: Exception) -> None:
+        self._failures += 1
+        self.error = error
+        self._condition = "failed"
+        if not isinstance(error, SyncKitError):  # a defect, of ours or of a client's
+            logger.error("the pipeline %s failed", self.name, exc_info=error)
+
+    async def _back_off(self) -> None:
+        delay_ms = next_delay_ms(
+            self._failures, base_ms=BACKOFF_BASE_MS, delay_ms_max=BACKOFF_MS_MAX, dice=self._dice()
+        )
+        if isinstance(self.error, Later):
+            delay_ms = max(delay_ms, int(self.error.after_s * 1000))
+        logger.warning("the pipeline %s waits (%s); the next try is in %.1f s", self.name, self.error, delay_ms / 1000)
+        await self._unless_halted(asyncio.sleep(delay_ms / 1000))
+        if self._condition == "failed" and self._ends:
+            self._condition = "stopped"
+
+    async def _unless_halted(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do something that may be cut off at any time."""
+        tasks = [asyncio.create_task(work), asyncio.create_task(self._halt.wait())]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if tasks[0].done():
+                tasks[0].result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _move_all(self) -> None:
+        """Until it is told to do something else; with `once`, until nothing is left."""
+        parts, pace = self._parts, self._parts.pace
+        await parts.source.open(await parts.state.position())
+        await parts.sink.open()
+        await parts.dead_letter.open()
+        while not self._halt.is_set():
+            await self._keep_pace()
+            if self._halt.is_set():
+                return
+            limit = pace.records if not pace.rate else min(pace.records, max(int(pace.rate), 1))
+            portion = await parts.source.read(limit)
+            await self._look_at_lag(at_end=portion is None)
+            if portion is not None:
+                await self._deliver(portion)
+            elif self._once:
+                await parts.sink.settle()
+                await parts.dead_letter.settle()
+                return
+            else:
+                self._well()
+                await self._unless_halted(parts.source.wait())
+                if pace.seconds:
+                    await self._unless_halted(asyncio.sleep(pace.seconds))
+
+    async def _look_at_lag(self, *, at_end: bool) -> None:
+        """Now and then, since it may cost the source something; and when it comes to its end."""
+        now = asyncio.get_running_loop().time()
+        if now >= self._lag_due or (at_end and self._lag != 0):
+            self._lag = await self._parts.source.lag()
+            self._lag_due = now + LAG_S
+
+    def _well(self) -> None:
+        self._failures = 0
+        if self._condition == "failed":
+            self._condition = "running"
+
+    async def _deliver(self, portion: Portion) -> None:
+        """Everything of it is with the sink or the dead letter when the position moves."""
+        attempts = self._failures + 1
+        records: list[Record] = []
+        dead: list[Dead] = []
+        origin: dict[str, Record] = {}
+        for item in portion.items:
+            if isinstance(item, Unreadable):
+                dead.append(Dead(item, item.error, 1))
+                continue
+            try:
+                record = transformed(item, self._parts.transforms)
+            except SyncKitError as error:
+                dead.append(Dead(item, error, 1))
+                continue
+            if record is not None:
+                origin[record.id] = item
+                records.append(record)
+        if records:
+            refusals = await self._parts.sink.write(records)
+            dead += [Dead(origin[each.record.id], each.error, attempts) for each in refusals]
+        if dead:
+            await self._bury(dead)
+        if portion.position is not None:
+            await self._parts.state.move(portion.position)
+        await self._parts.source.done(portion)
+        self._charge(len(records))
+        self._moved += len(records) - sum(isinstance(each.item, Record) and each.item.id in origin for each in dead)
+        self._dead += len(dead)
+        self._well()
+
+    async def _keep_pace(self) -> None:
+        """Wait until the rate allows more."""
+        wait_s = self._free_at - asyncio.get_running_loop().time()
+        if wait_s > 0:
+            await self._unless_halted(asyncio.sleep(wait_s))
+
+    def _charge(self, records: int) -> None:
+        """So many were moved just now."""
+        if rate := self._parts.pace.rate:
+            self._free_at = max(asyncio.get_running_loop().time(), self._free_at) + records / rate
+
+    async def _bury(self, dead: Sequence[Dead]) -> None:
+        for each in dead:
+            logger.warning("%s: %s goes to the dead letter: %s", self.name, each.item.id, each.error)
+        written = letters(dead, self.name, datetime.now(UTC))
+        for refusal in await self._parts.dead_letter.write(written):
+            if not isinstance(refusal.error, IdReused):  # it is there already, from the time before the crash
+                raise StoreError(
+                    f"the dead letter does not take {refusal.record.id}: {refusal.error.message}",
+                    hint="put the dead letter right: until then this pipeline waits, so that nothing is lost",
+                ) from refusal.error

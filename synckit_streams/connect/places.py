@@ -1,0 +1,49 @@
+"""Where the things are that a file names: paths and stores are meant from the file's own folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import quote
+
+from synckit_streams.connect.writer import IN_FILES
+
+
+def shown(url: str) -> str:
+    """A URL for people: without user, password and options."""
+    scheme, colon, rest = url.partition("#")[0].partition("?")[0].partition("://")
+    return f"{scheme}{colon}{rest if scheme.lower() in IN_FILES else rest.rpartition('@')[2]}"
+
+
+class Places:
+    """The folder of a file, and the one in which its pipelines keep what they remember.
+
+    Args:
+        file: The pipelines' file.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.folder = file.resolve().parent
+        self._states = self.folder / f"{file.stem}.state"
+
+    def path(self, given: str) -> Path:
+        """A path that the file names."""
+        return self.folder / given
+
+    def url(self, given: str) -> str:
+        """A store's URL that the file names."""
+        scheme, colon, rest = given.partition(":///")
+        if not colon or scheme.lower() not in IN_FILES or rest.startswith("/"):
+            return given
+        path, question, options = rest.partition("?")
+        return f"{scheme}:///{quote(str(self.folder))}/{path}{question}{options}"
+
+    def kept(self, name: str, given: str = "") -> str:
+        """The URL of a store that a pipeline needs for itself: as the file names it, or a file in the state folder."""
+        if given:
+            return self.url(given)
+        self._states.mkdir(parents=True, exist_ok=True)
+        return f"sqlite:///{quote(str(self._states / name))}.db"
+
+    def dead_letter(self, pipeline: str) -> Path:
+        """Where its dead letter is, if the file names none."""
+        return self._states / f"{pipeline}.dead.jsonl"

@@ -1,0 +1,111 @@
+"""`synckit connect` as its user meets it: what it says, with which status it ends, and what SIGHUP does."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.cli.conftest import Command, Process
+from tests.connect.kit import declare, events_of, from_file, order, until, write_lines
+
+
+def test_check_says_what_is_wrong_and_ends_with_2(synckit: Command, tmp_path: Path) -> None:
+    """FILE:LINE:COLUMN, so that an editor finds it."""
+    declare(tmp_path, from_file())
+    done = synckit("connect", "pipelines.yaml", "--check")
+    assert (done.status, done.out) == (0, "✓ 1 pipeline, nothing wrong\n")
+    (tmp_path / "bad.yaml").write_text("name: a\nsource: {kind: file}\nsnk: {}\n")
+    done = synckit("connect", ".", "--check")
+    assert done.status == 2
+    assert "bad.yaml:3:1: unknown key 'snk' (did you mean `sink`?)" in done.out.splitlines()
+    assert "bad.yaml:2:9: `path` is missing (The file. It need not be there yet.)" in done.out.splitlines()
+    found = synckit("connect", ".", "--check", "--json")
+    assert found.status == 2
+    assert found.json["pipelines"] == ["in"]
+    assert {
+        name: value for name, value in found.json["problems"][-1].items() if name in ("file", "line", "column")
+    } == {"file": "bad.yaml", "line": 3, "column": 1}
+
+
+def test_once_moves_what_is_there_and_says_how_much(synckit: Command, tmp_path: Path) -> None:
+    """Results for programs on standard output, for people on standard error."""
+    declare(tmp_path, from_file())
+    write_lines(tmp_path / "orders.jsonl", [order(1), order(2)])
+    done = synckit("connect", "pipelines.yaml", "--once", "--json")
+    assert done.status == 0
+    assert {name: done.json[name] for name in ("name", "state", "moved", "dead", "lag")} == {
+        "name": "in",
+        "state": "stopped",
+        "moved": 2,
+        "dead": 0,
+        "lag": 0,
+    }
+    write_lines(tmp_path / "orders.jsonl", [order(3)])
+    done = synckit("connect", "pipelines.yaml", "--once")
+    assert (done.status, done.out) == (0, "")
+    assert "1 record from" in done.err
+
+
+def test_once_ends_with_1_if_a_sink_is_away(synckit: Command, tmp_path: Path) -> None:
+    declare(tmp_path, from_file(sink={"kind": "http", "url": "http://user:hunter2@127.0.0.1:1/x?token=hunter2"}))
+    write_lines(tmp_path / "orders.jsonl", [order(1)])
+    done = synckit("connect", "pipelines.yaml", "--once")
+    assert done.status == 1
+    assert "SK401" in done.err
+    assert "hunter2" not in done.err
+
+
+def test_a_wrong_file_is_an_error(synckit: Command, tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text("name: a")
+    done = synckit("connect", "p.yaml", "--json")
+    assert done.status == 1
+    assert done.error["code"] == "SK100"
+    assert synckit("connect", "no.yaml", "--json").error["message"] == "there is no file no.yaml"
+
+
+async def test_sighup_reloads(process: Callable[..., Process], tmp_path: Path) -> None:
+    """A file that is broken leaves everything as it is, and says why; one that is right is taken."""
+    store = f"sqlite:///{tmp_path}/shop.db"
+    file = declare(tmp_path, from_file())
+    good = file.read_text()
+    write_lines(tmp_path / "orders.jsonl", [order(1)])
+    running = process("connect", "pipelines.yaml")
+    await until(lambda: _events(store, 1))
+    file.write_text(good.replace("topic:", "topci:"))
+    running.popen.send_signal(signal.SIGHUP)
+    write_lines(tmp_path / "orders.jsonl", [order(2)])
+    await until(lambda: _events(store, 2))
+    file.write_text(good.replace("topic: orders", "topic: sales"))
+    running.popen.send_signal(signal.SIGHUP)
+    # Until it was reloaded, what comes goes where it went.
+    number = 3
+    while not await _sold(store):
+        write_lines(tmp_path / "orders.jsonl", [order(number)])
+        number += 1
+        await until(lambda wanted=number - 1: _events(store, wanted))  # type: ignore[misc]
+    done = running.end(signal.SIGTERM)
+    assert done.status == 143
+    assert "not reloaded: " in done.err
+    assert "unknown key 'topci' (did you mean `topic`?)" in done.err
+    assert "reloaded: restarted in" in done.err
+    assert "Traceback" not in done.err
+
+
+async def _events(store: str, wanted: int) -> bool:
+    return len(await events_of(store)) >= wanted
+
+
+async def _sold(store: str) -> bool:
+    return any(event.topic == "sales" for event in await events_of(store))
+
+
+def test_lines_for_programs_come_while_it_runs(process: Callable[..., Process], tmp_path: Path) -> None:
+    declare(tmp_path, from_file())
+    write_lines(tmp_path / "orders.jsonl", [order(1)])
+    running = process("connect", "pipelines.yaml", "--json")
+    assert json.loads(running.line())["moved"] == 1
+    done = running.end(signal.SIGINT)
+    assert done.status == 130
+    assert done.json["state"] == "stopped"
