@@ -54,6 +54,10 @@ class KafkaConnector(WithoutTrimming):
         """See `Connector.close`. Ends every iterator of this connector."""
         await self._logs.close()
 
+    def address_of(self, topic: str) -> str:
+        """The Kafka topic in which a topic's events are."""
+        return log_of(topic)
+
     async def bounds(self, topic: str) -> Mapping[int, Bounds]:
         """See `Connector.bounds`."""
         self._logs.check_open()

@@ -111,6 +111,10 @@ class NatsConnector(WithoutTrimming):
 
     # ------------------------------------------------------------------------------------------------------ the log
 
+    def address_of(self, topic: str) -> str:
+        """The subjects under which a topic's events are."""
+        return subjects(stream_name(topic))[0]
+
     async def bounds(self, topic: str) -> Mapping[int, Bounds]:
         """See `Connector.bounds`."""
         name = stream_name(topic)

@@ -75,6 +75,10 @@ class RedisConnector(WithoutTimes):
         """See `Connector.close`. Ends every iterator of this connector."""
         await self._line.close()
 
+    def address_of(self, topic: str) -> str:
+        """The key of the stream in which a topic's events are."""
+        return stream_of(topic)
+
     # --- the log -----------------------------------------------------------------------------------------------------
 
     async def bounds(self, topic: str) -> Mapping[int, Bounds]:

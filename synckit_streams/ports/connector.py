@@ -180,7 +180,8 @@ class Connector(Protocol):
     """One broker. Made by `Class(url, **options)`; opened, used and closed on one event loop.
 
     An attribute `url`, without secrets, is the name under which a store keeps what was read there; without one that is
-    the class's name.
+    the class's name. A method `address_of(topic)` says where a topic's events lie on the broker (a subject, a topic, a
+    key), for whoever reads them with other tools; without one nobody is told.
 
     Every method may raise `Unavailable`, `Timeout`, `Rejected` or `Unauthorised`, and no exception of the driver's.
     Each call ends, also when the broker is frozen; each may be cancelled at any time, and the next one finds the
