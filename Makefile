@@ -12,7 +12,7 @@ WORKERS ?= 2
 SEEDS ?= 300
 
 .DEFAULT_GOAL := help
-.PHONY: help setup kafka demo check format test unit simulate planted test-faults test-containers test-slow test-long coverage bench clean
+.PHONY: help setup kafka asyncapi-parser demo check format test unit simulate planted test-faults test-containers test-slow test-long coverage bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -47,6 +47,17 @@ $(VENV)/.kafka: docker/kafka/pom.xml | $(VENV)/.python
 
 kafka: $(VENV)/.kafka ## fetch Apache Kafka for the tests, with Maven
 
+# AsyncAPI's own parser for the tests. Scripts of its dependencies are not run: one of them reports to its makers.
+$(VENV)/.asyncapi: docker/asyncapi/package-lock.json | $(VENV)/.python
+	@if command -v npm >/dev/null; then \
+		echo "fetching the AsyncAPI parser into $(VENV)/share/asyncapi"; \
+		mkdir -p $(VENV)/share/asyncapi && cp docker/asyncapi/package*.json $(VENV)/share/asyncapi && \
+		npm ci --silent --ignore-scripts --no-audit --no-fund --prefix $(VENV)/share/asyncapi && touch $@ \
+			|| echo "npm could not; going on without the AsyncAPI parser"; \
+	else echo "no npm here; going on without the AsyncAPI parser"; fi
+
+asyncapi-parser: $(VENV)/.asyncapi ## fetch AsyncAPI's parser for the tests, with npm
+
 demo: $(VENV)/.demo ## three offices edit offline, then sync through a real nats-server
 	@$(BIN)/synckit demo
 
@@ -63,7 +74,7 @@ format: $(VENV)/.dev ## rewrite the code as `make check` wants it
 
 test: simulate planted unit ## what a contributor must see pass (8 minutes on 2 cores)
 
-unit: $(VENV)/.dev $(VENV)/.kafka ## the tests without the slow ones, the faults and the simulator's runs
+unit: $(VENV)/.dev $(VENV)/.kafka $(VENV)/.asyncapi ## the tests without the slow ones, the faults and the simulator's runs
 	$(PYTEST) -n $(WORKERS) -m "not slow and not faults and not containers"
 
 simulate: $(VENV)/.dev ## SEEDS simulated histories with every fault
@@ -82,11 +93,11 @@ test-containers: $(VENV)/.dev ## servers in containers, from a Docker engine; no
 test-slow: $(VENV)/.dev $(VENV)/.kafka ## the slow suites, bounded: kill -9, servers put back, installs
 	$(PYTEST) -n $(WORKERS) -m slow --timeout 600
 
-test-long: $(VENV)/.dev $(VENV)/.kafka ## the slow suites and the simulator for as long as it takes
+test-long: $(VENV)/.dev $(VENV)/.kafka $(VENV)/.asyncapi ## the slow suites and the simulator for as long as it takes
 	$(BIN)/synckit simulate --seeds 10000
 	SYNCKIT_TEST_LONG=1 $(PYTEST) -n $(WORKERS) -m "not containers" --timeout 7200
 
-coverage: $(VENV)/.dev $(VENV)/.kafka ## line and branch coverage of the tests
+coverage: $(VENV)/.dev $(VENV)/.kafka $(VENV)/.asyncapi ## line and branch coverage of the tests
 	# Not pytest --cov: our own pytest plugin is imported before pytest-cov starts to measure.
 	$(BIN)/python -m coverage erase
 	$(BIN)/python -m coverage run -m pytest -n $(WORKERS) -m "not slow and not containers"

@@ -28,6 +28,7 @@ COMMANDS = (
     ("backup", "synckit_streams.cli.backing", "backup"),
     ("restore", "synckit_streams.cli.backing", "restore"),
     ("verify", "synckit_streams.cli.verifying", "verify"),
+    ("asyncapi", "synckit_streams.cli.describing", "describe"),
     ("simulate", "synckit_streams.cli.simulate", "simulate"),
     ("doctor", "synckit_streams.cli.doctor", "doctor"),
 )

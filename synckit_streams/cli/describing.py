@@ -1,0 +1,50 @@
+"""`synckit asyncapi`: what an app receives and sends, as a document of AsyncAPI 3 or as a page for people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from synckit_streams.app.asyncapi import as_json, as_yaml, asyncapi
+from synckit_streams.app.asyncapi_page import to_html
+from synckit_streams.cli.loading import load_app
+from synckit_streams.cli.terminal import carry_out, note
+from synckit_streams.errors import ConfigError
+
+
+def describe(
+    target: Annotated[str, typer.Argument(metavar="MODULE:APP", help="The app, e.g. shop.billing:app")],
+    html: Annotated[bool, typer.Option("--html", help="As a page for people.")] = False,
+    yaml: Annotated[bool, typer.Option("--yaml", help="As YAML in place of JSON.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Write it there.", show_default=False)
+    ] = None,
+    version: Annotated[str, typer.Option("--app-version", metavar="TEXT", help="Version of the app.")] = "1.0.0",
+) -> None:
+    """Say what an app receives and sends: a document of AsyncAPI 3, in JSON.
+
+    It is read from the app's declarations: no broker and no store is asked. Passwords are left out.
+
+    [bold]Examples[/bold]
+
+      $ synckit asyncapi shop.billing:app > asyncapi.json
+      $ synckit asyncapi shop.billing:app --html --out asyncapi.html
+    """
+
+    async def work() -> None:
+        if html and yaml:
+            raise ConfigError("--html and --yaml are two things", hint="choose one of them")
+        document = asyncapi(load_app(target), version=version)
+        text = to_html(document) if html else as_yaml(document) if yaml else as_json(document)
+        if out is None:
+            typer.echo(text, nl=False)
+            return
+        try:
+            out.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"{out} cannot be written: {error.strerror}") from error
+        note(f"{out} is written")
+
+    carry_out(work, json=False)
