@@ -23,11 +23,13 @@ from synckit_streams.runtime.door import Door, open_door
 from synckit_streams.runtime.driver import Driver, Silence, World
 from synckit_streams.runtime.group import Group
 from synckit_streams.runtime.handling import Handler
+from synckit_streams.runtime.inbox import Inbox
 from synckit_streams.runtime.ingest import Ingest, Ingested, Ingestion
 from synckit_streams.runtime.keeping import LEASE_S
 from synckit_streams.runtime.link import Link, link_name
 from synckit_streams.runtime.meeting import Meeting
 from synckit_streams.runtime.paging import PageSize
+from synckit_streams.runtime.policy import Retry
 from synckit_streams.runtime.projector import Projector
 from synckit_streams.runtime.registry import connector_for, store_for
 from synckit_streams.runtime.result import SyncResult, gather, nobody_reached
@@ -544,6 +546,18 @@ class SyncNode:
         """Handlers that follow this node's log; they work while `Group.run` does. See `Group` for the arguments."""
         self._check_open()
         return Group(self._driver, name, handlers, concurrency=concurrency, lease_s=lease_s)
+
+    def inbox(self, name: str, *, retry: Retry, dead_letter: str, **how: Any) -> Inbox:
+        """Deliveries of a consumer that is not ours, each handled once in a transaction of this node's store.
+
+        Args:
+            name: The notes of what is done are kept under it.
+            retry: When the work raises.
+            dead_letter: Topic for what is given up.
+            how: `remember_s` and `passing`, as in `Inbox`.
+        """
+        self._check_open()
+        return Inbox(self._driver, name, retry=retry, dead_letter=dead_letter, **how)
 
     async def project(self) -> int:
         """Bring the projections up to the end of the log; gives how many events were applied. `sync` does it too.
