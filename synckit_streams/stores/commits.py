@@ -259,7 +259,8 @@ class CommitQueue:
         if self._holder is not None and self._holder is asyncio.current_task():
             raise StoreError(
                 "the store is in a transaction of the caller's own, which this would wait for",
-                hint="inside a transaction, or a projection's apply, use its `tx`; do the rest when it has ended",
+                hint="inside a transaction, or a projection's apply, use its `tx`, which appends too; do the rest when "
+                "it has ended",
             )
 
     def _give_up(self, asker: Begin) -> None:

@@ -107,7 +107,7 @@ class LedgerStore(Leasing, ABC):
 
     @abstractmethod
     def _begin(self) -> None:
-        """Begin a transaction of somebody's own."""
+        """Begin a transaction of somebody's own. What it appends is written, by `_write`, just before its `_end`."""
 
     @abstractmethod
     def _end(self, *, commit: bool) -> None:

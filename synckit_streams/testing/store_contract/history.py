@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from synckit_streams.errors import StoreError
-from synckit_streams.model.event import Event, Offset
+from synckit_streams.model.event import Draft, Event, Offset
 from synckit_streams.ports.store import EventStore
 from synckit_streams.runtime.moving import move
 from synckit_streams.testing.store_contract.kit import (
@@ -48,6 +48,8 @@ class History(RuleBasedStateMachine):
         self.pool: list[Event] = []
         self.writers = {(name, topic): Writer(name, topic=topic) for name in ("p@1", "q@1") for topic in TOPICS}
         self.offset = 0
+        self.effects = 0
+        """How many blocks with an effect were committed."""
         self.origins: set[str] = set()
         self.store = self.run(self._open())
 
@@ -103,12 +105,21 @@ class History(RuleBasedStateMachine):
         if self.pool:
             self.arrive(*(self.pool[at % len(self.pool)] for at in picks))
 
-    @rule(topic=topics, aggregate_id=aggregates, times=st.integers(1, 3))
-    def the_node_writes(self, topic: str, aggregate_id: str, times: int) -> None:
+    async def block(self, drafts: Sequence[Draft]) -> Any:
+        """With an effect, which is a note, and an offset."""
+        async with self.store.transaction() as tx:
+            await tx.append(drafts, now_ms=NOW_MS)
+            await tx.set_offset("handler", Offset(self.store.id, self.effects + 1))
+            await tx.note_applied("handler", [("orders", "x", b"%d" % (self.effects + 1))])
+        assert tx.appended is not None
+        return tx.appended
+
+    @rule(topic=topics, aggregate_id=aggregates, times=st.integers(1, 3), block=st.booleans())
+    def the_node_writes(self, topic: str, aggregate_id: str, times: int, block: bool) -> None:
         """Numbers and contexts are those that the model computes from all that is there."""
-        result = self.run(
-            self.store.append([draft(aggregate_id, topic=topic, id=None) for _ in range(times)], now_ms=NOW_MS)
-        )
+        drafts = [draft(aggregate_id, topic=topic, id=None) for _ in range(times)]
+        result = self.run(self.block(drafts) if block else self.store.append(drafts, now_ms=NOW_MS))
+        self.effects += block
         for stored in result.appended:
             event = stored.event
             last = max((key.seq for key in self.model.events if key[:2] == (topic, event.origin)), default=0)
@@ -147,6 +158,14 @@ class History(RuleBasedStateMachine):
         self.run(move(partial(self.media.make, old), partial(self.media.make, self.medium), page_events=3))
         self.store = self.run(self._open())
 
+    @rule()
+    def a_block_fails(self) -> None:
+        """Neither its effect nor its events are there."""
+        self.fail = "commit"
+        with pytest.raises((OSError, StoreError)):
+            self.run(self.block([draft("x"), draft("y")]))
+        self.fail = ""
+
     @rule(picks=st.lists(index, min_size=1, max_size=3))
     def a_commit_fails(self, picks: list[int]) -> None:
         """Neither the events nor the offset are there."""
@@ -176,6 +195,10 @@ class History(RuleBasedStateMachine):
             assert summary.voids == {key for key in self.model.voids if key.topic == topic}
         offset = self.run(self.store.offset("link"))
         assert (offset.position if offset else 0) == self.offset
+        stands = self.run(self.store.offset("handler"))
+        noted = self.run(self.store.applied("handler", after=None, limit=9))
+        assert (stands.position if stands else 0) == self.effects
+        assert [state for _, _, state in noted] == [b"%d" % self.effects] * bool(self.effects)
 
     def teardown(self) -> None:
         """Close it, also after a failure."""
