@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+from collections.abc import Sequence
 from contextlib import suppress
 
 from synckit_streams.errors import StoreInUse, SyncKitError
@@ -35,7 +36,7 @@ class State:
         self._position = f"connect/{pipeline}"
         self._switch = f"connect/{pipeline}/paused"
         self._store: EventStore | None = None
-        self._lease: Lease | None = None
+        self._leases: Sequence[Lease] = ()
         self._renewing: asyncio.Task[None] | None = None
         self._turn = asyncio.Lock()
 
@@ -53,18 +54,18 @@ class State:
         await store.open(Opening(node=NODE, topics=(), dice=os.urandom))
         self._store = store
         if store.features.shared and store.features.leases:
-            self._lease = await store.lease(self._position, secrets.token_hex(8), ttl_s=LEASE_S)
-            if self._lease is None:
+            self._leases = await store.lease([self._position], secrets.token_hex(8), ttl_s=LEASE_S)
+            if not self._leases:
                 await self._close()
                 raise StoreInUse(f"another process runs this pipeline, with {store.name}", hint="it is waited for")
-            self._renewing = asyncio.create_task(self._renew(store, self._lease))
+            self._renewing = asyncio.create_task(self._renew(store, self._leases))
 
-    async def _renew(self, store: EventStore, lease: Lease) -> None:
+    async def _renew(self, store: EventStore, leases: Sequence[Lease]) -> None:
         while True:
             await asyncio.sleep(LEASE_S / 3)
             # Whoever has lost it hears so at the next commit.
             with suppress(SyncKitError):
-                await store.renew(lease, ttl_s=LEASE_S)
+                await store.renew(leases, ttl_s=LEASE_S)
 
     async def close(self) -> None:
         """Let go of it."""
@@ -74,14 +75,14 @@ class State:
     async def _close(self) -> None:
         renewing, self._renewing = self._renewing, None
         store, self._store = self._store, None
-        lease, self._lease = self._lease, None
+        leases, self._leases = self._leases, ()
         if renewing is not None:
             renewing.cancel()
             await asyncio.gather(renewing, return_exceptions=True)
         if store is not None:
             try:
-                if lease is not None:
-                    await store.release(lease)
+                if leases:
+                    await store.release(leases)
             finally:
                 await store.close()
 
@@ -100,7 +101,7 @@ class State:
         Raises:
             LeaseLost: another process has taken the pipeline over; nothing was moved.
         """
-        async with self._opened.transaction(self._lease) as tx:
+        async with self._opened.transaction(self._leases) as tx:
             await tx.set_offset(self._position, position)
 
     async def paused(self) -> bool:
@@ -115,7 +116,7 @@ class State:
             if not opened:
                 await self._open()
             try:
-                async with self._opened.transaction(self._lease) as tx:
+                async with self._opened.transaction(self._leases) as tx:
                     await tx.set_offset(self._switch, Offset("paused", int(paused)))
             finally:
                 if not opened:

@@ -16,7 +16,6 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 
 from synckit_streams.errors import StoreError
 from synckit_streams.model.event import Draft, Event, Offset
-from synckit_streams.model.exchange import AppendResult
 from synckit_streams.ports.store import EventStore
 from synckit_streams.runtime.moving import move
 from synckit_streams.testing.store_contract.kit import (
@@ -106,7 +105,7 @@ class History(RuleBasedStateMachine):
         if self.pool:
             self.arrive(*(self.pool[at % len(self.pool)] for at in picks))
 
-    async def block(self, drafts: Sequence[Draft]) -> AppendResult:
+    async def block(self, drafts: Sequence[Draft]) -> Any:
         """With an effect, which is a note, and an offset."""
         async with self.store.transaction() as tx:
             await tx.append(drafts, now_ms=NOW_MS)
