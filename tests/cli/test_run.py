@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
 import signal
 import socket
@@ -26,7 +27,7 @@ PATIENCE_S = 30.0
 class Run:
     """One `synckit run`, with its log in a file."""
 
-    def __init__(self, directory: Path, *arguments: str) -> None:
+    def __init__(self, directory: Path, *arguments: str, terminal: int | None = None) -> None:
         self.directory = directory
         self.log = directory / f"log-{time.monotonic_ns()}"
         with self.log.open("wb") as log:
@@ -36,8 +37,10 @@ class Run:
                 env={**os.environ, "PYTHONPATH": str(ROOT)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
-                stderr=log,
+                stderr=log if terminal is None else terminal,
                 start_new_session=True,
+                # The first terminal that the leader of a session opens is the one that hangs up on it.
+                preexec_fn=None if terminal is None else partial(_open_terminal, os.ttyname(terminal)),
             )
 
     @property
@@ -103,6 +106,10 @@ class Run:
         return self.process.wait(PATIENCE_S)
 
 
+def _open_terminal(name: str) -> None:
+    os.close(os.open(name, os.O_RDWR))
+
+
 Start = Callable[..., Run]
 
 
@@ -111,10 +118,10 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """`start("steady", "--workers", "2")`; nothing outlives the test."""
     started: list[Run] = []
 
-    def run(service: str, *options: str) -> Run:
+    def run(service: str, *options: str, terminal: int | None = None) -> Run:
         target = service if ":" in service else f"tests.cli.services:{service}"
         options = options if "--no-http" in options or "--port" in options else ("--port", "0", *options)
-        started.append(Run(tmp_path, target, *options))
+        started.append(Run(tmp_path, target, *options, terminal=terminal))
         return started[-1]
 
     yield run
@@ -184,6 +191,20 @@ def test_who_does_not_end_is_ended_at_the_deadline(start: Start, workers: int) -
 
 
 @EACH_WAY
+def test_who_fails_and_does_not_end_is_ended_too(start: Start, workers: int) -> None:
+    """Nobody told it to end, so nobody else would look at the clock."""
+    run = start("stuck", *of(workers), "--drain-s", "0.2")
+    run.until_said("is ready", workers)
+    (run.directory / "fail").touch()
+    run.until_said("is cut off", workers)
+    if workers == 1:
+        assert run.end() == 1
+    else:
+        run.until_said("ended with status 1", workers)
+        (run.directory / "fail").unlink()
+
+
+@EACH_WAY
 def test_a_second_ctrl_c_cuts_it_short(start: Start, workers: int) -> None:
     run = start("slow", *of(workers), "--drain-s", "600")
     run.until_said("is ready", workers)
@@ -191,6 +212,26 @@ def test_a_second_ctrl_c_cuts_it_short(start: Start, workers: int) -> None:
     run.until("all drain", lambda: run.journal.count("drains") == workers)
     assert run.end(signal.SIGINT) == 130
     assert "finished" not in run.journal
+
+
+@EACH_WAY
+def test_it_ends_when_its_terminal_is_closed(start: Start, workers: int) -> None:
+    """Which comes as SIGHUP, as the request to start anew does."""
+    ours, theirs = pty.openpty()
+    run = start("steady", *of(workers), terminal=theirs)
+    os.close(theirs)
+    run.until("all work", lambda: run.journal.count("started") == workers)
+    run.until("it shows that", lambda: os.read(ours, 4096).count(b"worker-") and run.process.poll() is None)
+    os.close(ours)
+    run.process.wait(PATIENCE_S)
+    assert run.journal.count("stopped with 30 s") == workers
+
+
+def test_hup_ends_a_single_process(start: Start) -> None:
+    run = start("steady")
+    run.until_said("is ready")
+    assert run.end(signal.SIGHUP) == 0
+    assert run.journal == ["started", "stopped with 30 s"]
 
 
 def test_workers_do_not_outlive_a_supervisor_that_is_killed(start: Start) -> None:
@@ -250,10 +291,13 @@ def test_a_service_that_fails_alone_ends_with_its_error(start: Start) -> None:
 
 def test_a_crash_loop_slows_down_and_is_told(start: Start) -> None:
     """The first worker is tried alone, and the pauses between the tries grow."""
+    began = time.monotonic()
     run = start("crashing", *of(2))
     run.until_said("crash loop")
+    took = time.monotonic() - began
     pauses = [float(each) for each in re.findall(r"started in (\d+\.\d) s", run.said)]
     assert len(pauses) == 5
+    assert took > sum(pauses[:-1]) - 0.2, "the pauses are told, and not kept"
     assert all(pause <= 0.5 * 2**number + 0.05 for number, pause in enumerate(pauses))
     assert "[SK401] no way to the broker" in run.said
     assert "worker-2" not in run.said
@@ -374,6 +418,26 @@ def test_a_target_that_is_none_ends_it_with_status_2(start: Start, workers: int)
     assert "has no 'stedy'" in run.said
     assert "steady" in run.said
     assert start("nothing").end() == 2
+
+
+def test_a_module_may_run_a_loop_of_its_own_while_it_is_imported(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "looping.py").write_text(
+        "import asyncio\nfrom tests.cli.services import steady as app\nasyncio.run(asyncio.sleep(0))\n"
+    )
+    run = start("looping:app")
+    run.until_said("is ready")
+    assert run.end(signal.SIGTERM) == 0
+
+
+def test_without_the_extra_it_says_what_to_install_or_to_leave_out(start: Start, tmp_path: Path) -> None:
+    """A uvicorn that cannot be imported stands for none."""
+    (tmp_path / "uvicorn.py").write_text("raise ModuleNotFoundError('no uvicorn')\n")
+    run = start("steady")
+    assert run.end() == 2
+    assert "pip install 'synckit-streams[http]', or --no-http" in run.said
+    run = start("steady", "--no-http")
+    run.until_said("is ready")
+    assert run.end(signal.SIGTERM) == 0
 
 
 def test_without_http_there_is_no_port(start: Start) -> None:
