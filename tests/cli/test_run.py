@@ -190,6 +190,15 @@ def test_who_does_not_end_is_ended_at_the_deadline(start: Start, workers: int) -
     assert "did not end within" in run.said
 
 
+def test_who_cannot_even_hear_is_killed_at_the_deadline(start: Start) -> None:
+    run = start("blocked", *of(2), "--drain-s", "0.3")
+    run.until_said("is ready", 2)
+    run.until("they hang", lambda: run.health("/health/ready")[0] == 503)
+    assert run.end(signal.SIGTERM) == 1
+    assert run.said.count("and is killed") == 2
+    assert "stopped" not in str(run.journal)
+
+
 @EACH_WAY
 def test_who_fails_and_does_not_end_is_ended_too(start: Start, workers: int) -> None:
     """Nobody told it to end, so nobody else would look at the clock."""

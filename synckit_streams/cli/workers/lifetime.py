@@ -50,9 +50,6 @@ async def lifetime(
         left_s = drain_s
         if not await _first(service.failed(), ending):
             raise RuntimeError(f"{service.name!r} says neither that it fails nor that it goes on: failed() returned")
-    except asyncio.CancelledError:
-        left_s = 0.0  # whoever cancels us does not want to wait
-        raise
     finally:
         ending.cancel()
         draining()

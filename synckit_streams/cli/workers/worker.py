@@ -107,7 +107,7 @@ async def _work(service: Service, assignment: Assignment) -> None:
             drain_s=assignment.drain_s,
             started=lambda: saying.append(asyncio.create_task(wire.send(Ready()))),
             # The supervisor ends what it told to end. When a service fails, nobody else looks.
-            draining=lambda: deadline.set(assignment.drain_s + CLOSE_S, FAILED),
+            draining=lambda: deadline.set(assignment.drain_s + 2 * CLOSE_S, FAILED),
         )
     finally:
         answering.cancel()
