@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 from typing import NamedTuple
 
 from synckit_streams.cli.terminal import INTERRUPTED
-from synckit_streams.cli.workers.lifetime import CLOSE_S, FAILED, OK, Deadline, lifetime
+from synckit_streams.cli.workers.lifetime import CLOSE_S, CUT_S, FAILED, OK, Deadline, lifetime
 from synckit_streams.cli.workers.supervisor import standing
 from synckit_streams.errors import MissingDependency
 from synckit_streams.observe.exposition import Exposition, families, together
@@ -80,7 +80,7 @@ async def run_here(
 
     def cut() -> None:
         _log.warning("cut short")
-        deadline.set(CLOSE_S, INTERRUPTED)
+        deadline.set(CUT_S, INTERRUPTED)
         task.cancel()
 
     async def metrics() -> Exposition:

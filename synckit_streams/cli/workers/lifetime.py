@@ -15,8 +15,10 @@ OK = 0
 FAILED = 1
 WRONG = 2
 """Of a setting: only a change helps, so nobody need try again."""
-CLOSE_S = 2.0
-"""What a process has, beyond the time to drain, to close what is open and to end."""
+CLOSE_S = 5.0
+"""What a process has, beyond the time to drain, to close what is open and to end; a node also sends what is unsent."""
+CUT_S = 1.0
+"""The same, for a process that is to end at once."""
 
 _log = logging.getLogger("synckit_streams.workers")
 
