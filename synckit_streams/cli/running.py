@@ -5,30 +5,28 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from typing import Annotated
+from collections.abc import Coroutine
+from typing import Annotated, Any
 
 import typer
 
 from synckit_streams.cli.terminal import INTERRUPTED, JsonFlag, carry_out, complain
-from synckit_streams.cli.workers.lifetime import CLOSE_S, FAILED, OK, WRONG, Deadline, lifetime
+from synckit_streams.cli.workers.here import Where, on_signals, run_here, served
+from synckit_streams.cli.workers.lifetime import FAILED, WRONG, Deadline
 from synckit_streams.cli.workers.loading import load, split
 from synckit_streams.cli.workers.logs import LogLevel, log_to_stderr
-from synckit_streams.cli.workers.supervisor import WORKERS_MAX, Supervisor, standing
+from synckit_streams.cli.workers.supervisor import WORKERS_MAX, Supervisor
 from synckit_streams.cli.workers.watching import Sources, folders_of
 from synckit_streams.cli.workers.worker import Assignment
 from synckit_streams.errors import ConfigError, SyncKitError
-from synckit_streams.observe.exposition import Exposition, families, together
-from synckit_streams.observe.health import Health
 from synckit_streams.ports.operation import Service
 
 DRAIN_S = 30.0
 DRAIN_S_MAX = 86_400.0
 """The longest time that a drain may be given."""
 PORT = 8000
+CHANGED_SHOWN_MAX = 3
 
 _log = logging.getLogger("synckit_streams.workers")
 
@@ -61,17 +59,17 @@ def run(
       $ synckit run shop.billing:app --reload --log-level debug
     """
     colours = sys.stderr.isatty() and "NO_COLOR" not in os.environ
-    assignment = Assignment(target, 1, workers, drain_s, log_level, json, colours)
-    where = None if no_http else (host, port)
+    where = None if no_http else Where(host, port)
     several = workers > 1 or reload
     log_to_stderr("supervisor" if several else "worker-1", log_level, json=json, colours=colours)
-    deadline = Deadline(lambda: _log.error("it did not end within %g s, and is cut off", drain_s + CLOSE_S))
+    deadline = Deadline(drain_s)
 
-    async def work() -> int:
+    async def work(service: Service | None) -> int:
         try:
-            if several:
-                return await _supervised(assignment, where, reload=reload)
-            return await _alone(load(target), assignment, where, deadline)
+            if service is not None:
+                return await run_here(service, drain_s=drain_s, where=where, deadline=deadline)
+            assignment = Assignment(target, 1, workers, drain_s, log_level, json, colours)
+            return await _supervised(assignment, where, reload=reload)
         except ConfigError as error:
             complain(error, json=json)
             return WRONG
@@ -82,50 +80,18 @@ def run(
             return FAILED
 
     try:
-        carry_out(work, json=json)
+        # Before there is an event loop: a module may run one of its own while it is imported.
+        service = None if several else load(target)
+    except SyncKitError as error:
+        complain(error, json=json)
+        raise typer.Exit(WRONG if isinstance(error, ConfigError) else FAILED) from error
+    try:
+        carry_out(lambda: work(service), json=json)
     finally:
         deadline.lift()
 
 
-async def _alone(service: Service, assignment: Assignment, where: tuple[str, int] | None, deadline: Deadline) -> int:
-    """In this process."""
-    health = Health(lambda: {} if health.phase == "starting" else {service.name: service.checks})
-    end = asyncio.Event()
-    task = asyncio.current_task()
-    assert task is not None
-
-    def started() -> None:
-        health.phase = "running"
-        _log.info("%s is ready (pid %d)", service.name, os.getpid())
-
-    def drain() -> None:
-        if not end.is_set():
-            _log.info("ending: %g s to finish what is under way", assignment.drain_s)
-            deadline.set(assignment.drain_s + 2 * CLOSE_S, FAILED)
-        health.phase = "stopping"
-        end.set()
-
-    def cut() -> None:
-        _log.warning("cut short")
-        deadline.set(CLOSE_S, INTERRUPTED)
-        task.cancel()
-
-    async def metrics() -> Exposition:
-        ours = standing(up=health.phase == "running", restarts=0)
-        return together({"1": [*ours, *families()]}, label="worker")
-
-    _on_signals(drain, cut, hang_up=drain)
-    async with _served(health, metrics, where):
-        try:
-            await lifetime(service, end, drain_s=assignment.drain_s, started=started)
-        except asyncio.CancelledError:
-            if not end.is_set():
-                raise
-            return INTERRUPTED
-    return OK
-
-
-async def _supervised(assignment: Assignment, where: tuple[str, int] | None, *, reload: bool) -> int:
+async def _supervised(assignment: Assignment, where: Where | None, *, reload: bool) -> int:
     """In processes of their own."""
     module, _ = split(assignment.target)
     sources = Sources(folders_of(module)) if reload else None
@@ -138,19 +104,24 @@ async def _supervised(assignment: Assignment, where: tuple[str, int] | None, *, 
         interrupted = True
         supervisor.cut()
 
-    def start(work: Awaitable[None]) -> None:
-        task = asyncio.ensure_future(work)
+    def start(work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
         beside.add(task)
-        task.add_done_callback(beside.discard)
+        task.add_done_callback(ended)
+
+    def ended(task: asyncio.Task[None]) -> None:
+        beside.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("the supervisor goes on without what it did beside", exc_info=error)
 
     async def follow(sources: Sources) -> None:
         while changed := await sources.changed():
-            shown = ", ".join(each.name for each in changed[:3]) + (" …" if len(changed) > 3 else "")
-            _log.info("changed: %s; starting anew", shown)
+            more = " …" if len(changed) > CHANGED_SHOWN_MAX else ""
+            _log.info("changed: %s%s", ", ".join(each.name for each in changed[:CHANGED_SHOWN_MAX]), more)
             await supervisor.reload()
 
-    _on_signals(supervisor.end, cut, hang_up=lambda: start(supervisor.restart()))
-    async with _served(supervisor.health, supervisor.metrics, where):
+    on_signals(supervisor.end, cut, hang_up=lambda: start(supervisor.restart()))
+    async with served(supervisor.health, supervisor.metrics, where):
         if sources is not None:
             start(follow(sources))
         try:
@@ -159,46 +130,3 @@ async def _supervised(assignment: Assignment, where: tuple[str, int] | None, *, 
             for each in beside:
                 each.cancel()
     return INTERRUPTED if interrupted else status
-
-
-def _on_signals(drain: Callable[[], None], cut: Callable[[], None], *, hang_up: Callable[[], None]) -> None:
-    """What the signals mean.
-
-    Args:
-        drain: SIGTERM, and the first Ctrl-C.
-        cut: The second Ctrl-C.
-        hang_up: SIGHUP; but when it comes because our terminal was closed, `drain`.
-    """
-    loop = asyncio.get_running_loop()
-    on_terminal = sys.stderr.isatty()
-    interrupts = 0
-
-    def interrupted() -> None:
-        nonlocal interrupts
-        interrupts += 1
-        (drain if interrupts == 1 else cut)()
-
-    def hung_up() -> None:
-        (drain if on_terminal and not os.isatty(2) else hang_up)()
-
-    loop.add_signal_handler(signal.SIGTERM, drain)
-    loop.add_signal_handler(signal.SIGINT, interrupted)
-    loop.add_signal_handler(signal.SIGHUP, hung_up)
-
-
-@asynccontextmanager
-async def _served(
-    health: Health, metrics: Callable[[], Awaitable[Exposition]], where: tuple[str, int] | None
-) -> AsyncIterator[None]:
-    """Metrics and health over HTTP, if they are wanted."""
-    if where is None:
-        yield
-        return
-    try:
-        from synckit_streams.http.operations import operations
-        from synckit_streams.http.serving import serve
-    except ConfigError as missing:
-        raise ConfigError(missing.message, hint=f"{missing.hint}, or --no-http") from missing
-    async with serve(operations(health, metrics=metrics), host=where[0], port=where[1], end_s=1.0) as url:
-        _log.info("metrics and health are at %s/metrics and %s/health", url, url)
-        yield

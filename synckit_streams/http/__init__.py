@@ -6,9 +6,12 @@ Raises:
 
 from __future__ import annotations
 
-from importlib.util import find_spec
+from importlib import import_module
 
 from synckit_streams.errors import MissingDependency
 
-if find_spec("starlette") is None or find_spec("uvicorn") is None:
-    raise MissingDependency("serving HTTP needs starlette and uvicorn", hint="pip install 'synckit-streams[http]'")
+for _name in ("starlette", "uvicorn"):
+    try:
+        import_module(_name)
+    except ModuleNotFoundError:
+        raise MissingDependency(f"serving HTTP needs {_name}", hint="pip install 'synckit-streams[http]'") from None

@@ -101,6 +101,14 @@ class Failing(Steady):
         raise Unavailable("the store is gone")
 
 
+class Stuck(Failing):
+    """Fails, and then does not end either."""
+
+    async def stop(self, *, drain_s: float) -> None:
+        note("stuck")
+        time.sleep(3600)  # noqa: ASYNC251 - as the code of a user may
+
+
 steady = Steady("steady")
 alone = Alone("alone")
 slow = Slow("slow")
@@ -108,3 +116,4 @@ stubborn = Stubborn("stubborn")
 blocked = Blocked("blocked")
 crashing = Crashing("crashing")
 failing = Failing("failing")
+stuck = Stuck("stuck")

@@ -4,104 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
-from urllib.error import HTTPError
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-PATIENCE_S = 30.0
-
-
-class Run:
-    """One `synckit run`, with its log in a file."""
-
-    def __init__(self, directory: Path, *arguments: str) -> None:
-        self.directory = directory
-        self.log = directory / f"log-{time.monotonic_ns()}"
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "synckit_streams.cli", "run", *arguments],
-                cwd=directory,
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-
-    @property
-    def said(self) -> str:
-        return self.log.read_text(encoding="utf-8")
-
-    @property
-    def journal(self) -> list[str]:
-        """What the workers did."""
-        path = self.directory / "journal"
-        return [line.rpartition(" ")[0] for line in path.read_text().splitlines()] if path.exists() else []
-
-    def pids(self, what: str) -> list[int]:
-        """Of the workers that did so."""
-        path = self.directory / "journal"
-        lines = path.read_text().splitlines() if path.exists() else []
-        return [int(line.rpartition(" ")[2]) for line in lines if line.startswith(what)]
-
-    def until(self, what: str, found: Callable[[], Any]) -> Any:
-        """Wait for it; gives what was found."""
-        end = time.monotonic() + PATIENCE_S
-        while time.monotonic() < end:
-            got = found()
-            if got:
-                return got
-            time.sleep(0.02)
-        raise AssertionError(f"never: {what}\n{self.said}\n{self.journal}")
-
-    def until_said(self, pattern: str, times: int = 1) -> None:
-        self.until(pattern, lambda: len(re.findall(pattern, self.said)) >= times)
-
-    @property
-    def url(self) -> str:
-        """Where it serves."""
-        found = self.until("it serves", lambda: re.search(r"at (http://\S+)/metrics", self.said))
-        return str(found[1])
-
-    def get(self, path: str) -> tuple[int, str]:
-        """The status and the body of an answer."""
-        try:
-            with urllib.request.urlopen(self.url + path, timeout=PATIENCE_S) as response:
-                return response.status, response.read().decode()
-        except HTTPError as error:
-            with error:
-                return error.code, error.read().decode()
-
-    def health(self, path: str = "/health") -> tuple[int, Any]:
-        status, body = self.get(path)
-        return status, json.loads(body)
-
-    def metric(self, name: str) -> dict[str, float]:
-        """Its values by worker."""
-        found = re.findall(rf'^{name}{{worker="(\d+)"}} (\S+)$', self.get("/metrics")[1], re.MULTILINE)
-        return {worker: float(value) for worker, value in found}
-
-    def send(self, by: signal.Signals) -> None:
-        self.process.send_signal(by)
-
-    def end(self, by: signal.Signals | None = None) -> int:
-        """Its status, after a signal if one is given."""
-        if by is not None:
-            self.send(by)
-        return self.process.wait(PATIENCE_S)
-
+from tests.cli.runs import PATIENCE_S, Run, dead
 
 Start = Callable[..., Run]
 
@@ -111,10 +25,10 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """`start("steady", "--workers", "2")`; nothing outlives the test."""
     started: list[Run] = []
 
-    def run(service: str, *options: str) -> Run:
+    def run(service: str, *options: str, terminal: int | None = None) -> Run:
         target = service if ":" in service else f"tests.cli.services:{service}"
         options = options if "--no-http" in options or "--port" in options else ("--port", "0", *options)
-        started.append(Run(tmp_path, target, *options))
+        started.append(Run(tmp_path, target, *options, terminal=terminal))
         return started[-1]
 
     yield run
@@ -123,15 +37,6 @@ def start(tmp_path: Path) -> Iterator[Start]:
         each.process.wait()
         for pid in each.pids(""):
             each.until("every worker is gone", partial(dead, pid))
-
-
-def dead(pid: int) -> bool:
-    """Whether it has ended; who waits for it may not have been told yet."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-    return state == "Z"
 
 
 EACH_WAY = pytest.mark.parametrize("workers", [1, 2], ids=["alone", "two workers"])
@@ -179,8 +84,31 @@ def test_who_does_not_end_is_ended_at_the_deadline(start: Start, workers: int) -
     run.until_said("is ready", workers)
     began = time.monotonic()
     assert run.end(signal.SIGTERM) == 1
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 15
     assert "did not end within" in run.said
+
+
+def test_who_cannot_even_hear_is_killed_at_the_deadline(start: Start) -> None:
+    run = start("blocked", *of(2), "--drain-s", "0.3")
+    run.until_said("is ready", 2)
+    run.until("they hang", lambda: run.health("/health/ready")[0] == 503)
+    assert run.end(signal.SIGTERM) == 1
+    assert run.said.count("and is killed") == 2
+    assert "stopped" not in str(run.journal)
+
+
+@EACH_WAY
+def test_who_fails_and_does_not_end_is_ended_too(start: Start, workers: int) -> None:
+    """Nobody told it to end, so nobody else would look at the clock."""
+    run = start("stuck", *of(workers), "--drain-s", "0.2")
+    run.until_said("is ready", workers)
+    (run.directory / "fail").touch()
+    run.until_said("is cut off", workers)
+    if workers == 1:
+        assert run.end() == 1
+    else:
+        run.until_said("ended with status 1", workers)
+        (run.directory / "fail").unlink()
 
 
 @EACH_WAY
@@ -191,6 +119,26 @@ def test_a_second_ctrl_c_cuts_it_short(start: Start, workers: int) -> None:
     run.until("all drain", lambda: run.journal.count("drains") == workers)
     assert run.end(signal.SIGINT) == 130
     assert "finished" not in run.journal
+
+
+@EACH_WAY
+def test_it_ends_when_its_terminal_is_closed(start: Start, workers: int) -> None:
+    """Which comes as SIGHUP, as the request to start anew does."""
+    ours, theirs = pty.openpty()
+    run = start("steady", *of(workers), terminal=theirs)
+    os.close(theirs)
+    run.until("all work", lambda: run.journal.count("started") == workers)
+    run.until("it shows that", lambda: os.read(ours, 4096).count(b"worker-") and run.process.poll() is None)
+    os.close(ours)
+    run.process.wait(PATIENCE_S)
+    assert run.journal.count("stopped with 30 s") == workers
+
+
+def test_hup_ends_a_single_process(start: Start) -> None:
+    run = start("steady")
+    run.until_said("is ready")
+    assert run.end(signal.SIGHUP) == 0
+    assert run.journal == ["started", "stopped with 30 s"]
 
 
 def test_workers_do_not_outlive_a_supervisor_that_is_killed(start: Start) -> None:
@@ -250,10 +198,13 @@ def test_a_service_that_fails_alone_ends_with_its_error(start: Start) -> None:
 
 def test_a_crash_loop_slows_down_and_is_told(start: Start) -> None:
     """The first worker is tried alone, and the pauses between the tries grow."""
+    began = time.monotonic()
     run = start("crashing", *of(2))
     run.until_said("crash loop")
+    took = time.monotonic() - began
     pauses = [float(each) for each in re.findall(r"started in (\d+\.\d) s", run.said)]
     assert len(pauses) == 5
+    assert took > sum(pauses[:-1]) - 0.2, "the pauses are told, and not kept"
     assert all(pause <= 0.5 * 2**number + 0.05 for number, pause in enumerate(pauses))
     assert "[SK401] no way to the broker" in run.said
     assert "worker-2" not in run.said
@@ -273,6 +224,24 @@ def test_hup_starts_the_workers_anew_one_after_another(start: Start) -> None:
     first, second, third, fourth = run.pids("started")
     assert len({first, second, third, fourth}) == 4
     assert run.pids("stopped") == [first, second]
+    assert run.end(signal.SIGTERM) == 0
+
+
+def test_hup_with_a_program_that_does_not_start_ends_no_more_than_one_worker(start: Start, tmp_path: Path) -> None:
+    """The others go on with the old one; when the new one is put right, it comes by itself."""
+    module = tmp_path / "upgraded.py"
+    module.write_text("from tests.cli.services import steady as app\n")
+    run = start("upgraded:app", *of(2))
+    run.until_said("is ready", 2)
+    module.write_text("raise ValueError('no such setting')\n")
+    run.send(signal.SIGHUP)
+    run.until_said("worker-1 did not become ready again")
+    assert "ValueError: no such setting" in run.said
+    status, body = run.health("/health/ready")
+    assert (status, body["status"]) == (200, "degraded")
+    assert not dead(run.pids("started")[1])
+    module.write_text("from tests.cli.services import steady as app\n")
+    run.until("all is well", lambda: run.health()[1]["status"] == "up")
     assert run.end(signal.SIGTERM) == 0
 
 
@@ -374,6 +343,26 @@ def test_a_target_that_is_none_ends_it_with_status_2(start: Start, workers: int)
     assert "has no 'stedy'" in run.said
     assert "steady" in run.said
     assert start("nothing").end() == 2
+
+
+def test_a_module_may_run_a_loop_of_its_own_while_it_is_imported(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "looping.py").write_text(
+        "import asyncio\nfrom tests.cli.services import steady as app\nasyncio.run(asyncio.sleep(0))\n"
+    )
+    run = start("looping:app")
+    run.until_said("is ready")
+    assert run.end(signal.SIGTERM) == 0
+
+
+def test_without_the_extra_it_says_what_to_install_or_to_leave_out(start: Start, tmp_path: Path) -> None:
+    """A uvicorn that cannot be imported stands for none."""
+    (tmp_path / "uvicorn.py").write_text("raise ModuleNotFoundError('no uvicorn')\n")
+    run = start("steady")
+    assert run.end() == 2
+    assert "pip install 'synckit-streams[http]', or --no-http" in run.said
+    run = start("steady", "--no-http")
+    run.until_said("is ready")
+    assert run.end(signal.SIGTERM) == 0
 
 
 def test_without_http_there_is_no_port(start: Start) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 from collections.abc import Callable, Coroutine
@@ -14,11 +15,22 @@ OK = 0
 FAILED = 1
 WRONG = 2
 """Of a setting: only a change helps, so nobody need try again."""
-CLOSE_S = 2.0
-"""What a process has, beyond the time to drain, to close what is open and to end."""
+CLOSE_S = 5.0
+"""What a process has, beyond the time to drain, to close what is open and to end; a node also sends what is unsent."""
+CUT_S = 1.0
+"""The same, for a process that is to end at once."""
+
+_log = logging.getLogger("synckit_streams.workers")
 
 
-async def lifetime(service: Service, end: asyncio.Event, *, drain_s: float, started: Callable[[], None]) -> None:
+async def lifetime(
+    service: Service,
+    end: asyncio.Event,
+    *,
+    drain_s: float,
+    started: Callable[[], None],
+    draining: Callable[[], None],
+) -> None:
     """Run a service until it is told to end.
 
     Args:
@@ -26,6 +38,7 @@ async def lifetime(service: Service, end: asyncio.Event, *, drain_s: float, star
         end: Set when it shall end.
         drain_s: How long what is under way may take then.
         started: Called when it has begun to work.
+        draining: Called when it begins to finish, for whichever reason.
 
     Raises:
         SyncKitError: it could not be started, or could not go on.
@@ -39,11 +52,9 @@ async def lifetime(service: Service, end: asyncio.Event, *, drain_s: float, star
         left_s = drain_s
         if not await _first(service.failed(), ending):
             raise RuntimeError(f"{service.name!r} says neither that it fails nor that it goes on: failed() returned")
-    except asyncio.CancelledError:
-        left_s = 0.0  # whoever cancels us does not want to wait
-        raise
     finally:
         ending.cancel()
+        draining()
         await service.stop(drain_s=left_s)
 
 
@@ -66,11 +77,11 @@ class Deadline:
     """Ends this process when it has not ended by itself, whatever it hangs in: by a thread, since the loop may hang.
 
     Args:
-        say: Told when it comes to that.
+        drain_s: What it was given to finish; only to be told.
     """
 
-    def __init__(self, say: Callable[[], None]) -> None:
-        self._say = say
+    def __init__(self, drain_s: float) -> None:
+        self._drain_s = drain_s
         self._timer: threading.Timer | None = None
 
     def set(self, after_s: float, status: int) -> None:
@@ -86,5 +97,5 @@ class Deadline:
             self._timer.cancel()
 
     def _exit(self, status: int) -> None:
-        self._say()
+        _log.error("it did not end within %g s and what it takes to close, and is cut off", self._drain_s)
         os._exit(status)

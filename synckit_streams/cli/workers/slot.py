@@ -25,7 +25,7 @@ PAUSE_BASE_MS = 500
 """Upper bound of the pause after the first failure."""
 PAUSE_MS_MAX = 30_000
 """The longest pause."""
-STEADY_S = 30.0
+STEADY_S = 10.0
 """Who has worked for so long did not fail at the same as before."""
 CRASH_LOOP = 5
 """So many failures in a row are an error, and not only a warning."""

@@ -98,6 +98,8 @@ class Supervisor:
                     return
                 await slot.renew(drain_s=self._drain_s)
                 if not await slot.renewed():
+                    if self._over.is_set():
+                        return
                     _log.error("%s did not become ready again; the workers after it go on as they are", slot.name)
                     return
             _log.info("all workers have been restarted")

@@ -18,7 +18,7 @@ import threading
 import msgspec
 
 from synckit_streams.cli.terminal import complain
-from synckit_streams.cli.workers.lifetime import FAILED, OK, WRONG, lifetime
+from synckit_streams.cli.workers.lifetime import CLOSE_S, FAILED, OK, WRONG, Deadline, lifetime
 from synckit_streams.cli.workers.loading import load
 from synckit_streams.cli.workers.logs import LogLevel, log_to_stderr
 from synckit_streams.cli.workers.wire import Ask, Ready, Told, Wire
@@ -98,6 +98,7 @@ async def _work(service: Service, assignment: Assignment) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, end.set)
     wire = await Wire.over(socket.socket(fileno=assignment.socket))
     answering = asyncio.create_task(_answer(wire, service))
+    deadline = Deadline(assignment.drain_s)
     saying: list[asyncio.Task[None]] = []
     try:
         await lifetime(
@@ -105,6 +106,8 @@ async def _work(service: Service, assignment: Assignment) -> None:
             end,
             drain_s=assignment.drain_s,
             started=lambda: saying.append(asyncio.create_task(wire.send(Ready()))),
+            # The supervisor ends what it told to end. When a service fails, nobody else looks.
+            draining=lambda: deadline.set(assignment.drain_s + 2 * CLOSE_S, FAILED),
         )
     finally:
         answering.cancel()
