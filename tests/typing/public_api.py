@@ -8,12 +8,17 @@ out.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import Any, assert_type
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, ClassVar, assert_type
+
+import msgspec
 
 from synckit_streams import (
     AdditiveMerge,
+    App,
     Batch,
+    Breaker,
     CauseUnknown,
     Change,
     ClockSkew,
@@ -23,6 +28,7 @@ from synckit_streams import (
     ConnectorError,
     ConnectorNotFound,
     Decision,
+    Depends,
     Dot,
     DotReused,
     Draft,
@@ -30,6 +36,7 @@ from synckit_streams import (
     FeatureUnsupported,
     FirstWriteWins,
     FrameMalformed,
+    HandlerContext,
     HandlerError,
     HybridTime,
     IdReused,
@@ -46,6 +53,7 @@ from synckit_streams import (
     ProjectionFailed,
     Rejected,
     Resolution,
+    Retry,
     SchemaNewer,
     Seen,
     StoreBusy,
@@ -63,12 +71,17 @@ from synckit_streams import (
     TooLarge,
     Unauthorised,
     Unavailable,
+    Unfit,
     VersionVector,
     WireError,
 )
+from synckit_streams.app.declared import Next
 from synckit_streams.model.exchange import AppendResult
+from synckit_streams.ports.operation import Check
 from synckit_streams.ports.store import EventStore, Lease, Transaction
-from synckit_streams.testing import FaultProxy, KafkaServer, NatsServer, PostgresServer, RedisServer
+from synckit_streams.runtime.group import Group
+from synckit_streams.runtime.inbox import Inbox
+from synckit_streams.testing import FaultProxy, KafkaServer, NatsServer, PostgresServer, RedisServer, TestApp
 
 # ------------------------------------------------------------------------------------------------- classes of one's own
 
@@ -287,6 +300,12 @@ async def manage(node: SyncNode) -> int:
     assert_type(node.store, EventStore)
     assert_type(node.resolver, ConflictResolver)
     applied = assert_type(await node.project(), int)
+    await node.send_also(["invoices"])
+    group = assert_type(node.group("billing", [], concurrency=2, lease_s=10), Group)
+    assert_type((group.parked, group.open_circuits, group.idle), tuple[int, list[str], bool])
+    assert_type(node.inbox("mailer", retry=Retry(), dead_letter="orders.dlq"), Inbox)
+    following = asyncio.create_task(node.follow())
+    following.cancel()
     async with node.store.transaction() as tx:
         assert_type(await tx.execute("SELECT id, total FROM totals"), list[tuple[Any, ...]])
     leases = assert_type(await node.store.lease(["lane-1"], "worker-1", ttl_s=30), Sequence[Lease])
@@ -299,6 +318,101 @@ async def manage(node: SyncNode) -> int:
     assert_type(await node.store.applied("pay", after=None, limit=10), Sequence[tuple[str, str, bytes]])
     await node.close()
     return applied
+
+
+# --------------------------------------------------------------------------------------------------------------- an app
+
+
+class OrderPlaced(msgspec.Struct):
+    """What a handler gets of an event."""
+
+    total: int
+    schema_version: ClassVar[int] = 2
+
+
+async def timed(call_next: Next, context: HandlerContext) -> Sequence[Draft]:
+    """Around every call."""
+    return assert_type(await call_next(context), Sequence[Draft])
+
+
+@asynccontextmanager
+async def opened(app: App) -> AsyncGenerator[None]:
+    """Around everything."""
+    assert_type(app.name, str)
+    yield
+
+
+def rates() -> dict[str, float]:
+    """What a handler depends on."""
+    return {"EUR": 1.0}
+
+
+def service(store: str | EventStore) -> App:
+    """With every kind of thing that can be declared."""
+    app = App(
+        "billing", store=store, topics=["refunds"], middleware=[timed], lifespan=opened, worker_lease_s=10, trim=False
+    )
+
+    @app.upcast("order.placed", from_version=1)
+    def in_cents(data: dict[str, int]) -> dict[str, int]:
+        return {"total": data["euros"] * 100}
+
+    @app.handler(
+        "orders",
+        "order.placed",
+        concurrency=2,
+        timeout_s=5,
+        retry=Retry(max_attempts=3, base_ms=100, delay_ms_max=1_000),
+        breaker=Breaker((ConnectionError,), failures=3, pause_ms=100, pause_ms_max=1_000),
+        dead_letter="orders.dlq",
+    )
+    async def bill(order: OrderPlaced, ctx: HandlerContext, rates: dict[str, float] = Depends(rates)) -> Draft:
+        assert_type((ctx.event, ctx.events), tuple[Event, list[Event]])
+        assert_type(ctx.stored, Sequence[Stored])
+        assert_type((ctx.attempt, ctx.idempotency_key), tuple[int, str])
+        assert_type((ctx.group, ctx.handler, ctx.node), tuple[str, str, str])
+        assert_type(await ctx.tx.execute("SELECT total FROM takings"), list[tuple[Any, ...]])
+        return Draft("invoices", "invoice.written", ctx.event.aggregate_id, {"total": order.total * rates["EUR"]})
+
+    @app.handler("orders", group="mailer", batch=100)
+    def mail(events: list[Event]) -> None: ...
+
+    mail([])  # what is decorated is what it was
+
+    @app.projection("takings", topics=["orders"], batch=500)
+    async def takings(batch: Batch, tx: Transaction) -> None:
+        rows = [(each.event.data["total"],) for each in batch.stored]
+        await tx.execute_many("UPDATE takings SET total = total + ?", rows)
+
+    @takings.on_reset
+    async def no_takings(tx: Transaction) -> None:
+        await tx.execute("CREATE TABLE takings AS SELECT 0 AS total")
+
+    @app.on_startup
+    async def begin() -> None:
+        assert_type(app.node, SyncNode)
+
+    app.on_shutdown(begin)
+    return app
+
+
+async def serve(app: App) -> list[Event]:
+    """As a test of one's own would, and as `synckit run` does."""
+    async with TestApp(app) as t:
+        assert_type(
+            await t.publish(Draft("orders", "order.placed", "o-1", {"total": 5}, schema_version=2)), list[Event]
+        )
+        await t.drain()
+        invoices = assert_type(t.published("invoices"), list[Event])
+    with app.surrounded(store="memory:", connectors=[], live=False):
+        await app.start()
+        assert_type((app.topics, app.shared), tuple[tuple[str, ...], bool])
+        assert_type(app.groups, Sequence[Group])
+        assert_type(await app.checks(), Sequence[Check])
+        waiting = asyncio.create_task(app.failed())
+        waiting.cancel()
+        await app.stop(drain_s=5)
+    return invoices
 
 
 # ------------------------------------------------------------------------------------------------------------ for tests
@@ -325,7 +439,7 @@ STORE: list[type[StoreError]] = [
     *(StoreBusy, StoreFull, StoreCorrupt, IdReused, StoreInUse, StoreClosed, ClockSkew, CauseUnknown, SchemaNewer)
 ]
 CONNECTOR: list[type[ConnectorError]] = [Unavailable, Timeout, Rejected, Unauthorised]
-HANDLER: list[type[HandlerError]] = [ProjectionFailed]
+HANDLER: list[type[HandlerError]] = [ProjectionFailed, Unfit]
 
 
 async def fail(node: SyncNode) -> tuple[str, str]:
@@ -360,6 +474,7 @@ async def main(folder: str) -> SyncResult:
     assert await manage(other) == 0
     async with SyncNode("alone", store="memory:") as alone:
         assert (await fail(alone))[0] == "SK100"
+    assert [invoice.data for invoice in await serve(service("memory:"))] == [{"total": 5.0}]
     return result
 
 
