@@ -27,7 +27,7 @@ logger = logging.getLogger("synckit_streams")
 
 LAG_S = 2.0
 """How often a source is asked what is left."""
-STOP_S = 10.0
+DRAIN_S = 10.0
 """How long what is under way may take when a pipeline is stopped; then it is cut off, and comes again."""
 
 
@@ -107,15 +107,19 @@ class Pipeline:
         if self._task is not None:
             await asyncio.wait([self._task])
 
-    async def stop(self) -> None:
-        """Finish what is under way, and let go of everything."""
+    async def stop(self, *, drain_s: float = DRAIN_S) -> None:
+        """Finish what is under way, and let go of everything.
+
+        Args:
+            drain_s: How long that may take, in seconds.
+        """
         task, self._task = self._task, None
         if task is None:
             return
         self._ends = True
         self._halt.set()
         try:
-            await asyncio.wait([task], timeout=STOP_S)
+            await asyncio.wait([task], timeout=drain_s)
         finally:
             if not task.done():
                 task.cancel()

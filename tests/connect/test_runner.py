@@ -181,7 +181,7 @@ async def test_a_store_that_a_node_has_open_is_written_through_it(tmp_path: Path
     write_lines(tmp_path / "orders.jsonl", [order(1)])
     async with moving(declare(tmp_path, from_file())) as runner:
         await until(lambda: runner.standings()[0].moved == 1)
-        await runner.close()
+        await runner.stop()
         async with SyncNode("shop", store=url) as node:
             await node.append(Draft("orders", "order.placed", "o-2", {"n": 2}))
             await runner.restart("in")
@@ -208,7 +208,7 @@ async def test_a_position_may_be_kept_in_a_shared_database(tmp_path: Path, datab
         await until(lambda: first.standings()[0].moved + second.standings()[0].moved == 5)
         working, waiting = (first, second) if first.standings()[0].moved else (second, first)
         await until(lambda: "another process" in waiting.standings()[0].error)
-        await working.close()
+        await working.stop()
         write_lines(tmp_path / "orders.jsonl", [order(5)])
         await until(lambda: waiting.standings()[0].moved == 1)
     assert [each["n"] for each in letters(tmp_path / "out.jsonl")] == [0, 1, 2, 3, 4, 5]
