@@ -6,6 +6,7 @@ It does what `synckit connect orders.yaml --once` does, in a folder of its own.
 
 import asyncio
 import json
+import logging
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -46,11 +47,12 @@ async def main(folder: Path) -> None:
     await move(file)  # nothing is moved twice
     async with SyncNode("shop", store=f"sqlite:///{folder}/shop.db") as node:
         async for stored in node.log("orders"):
-            print(" ", stored.event.type, stored.event.aggregate_id, stored.event.data.get("mail", ""))
+            print(" ", stored.event.type, stored.event.aggregate_id, stored.event.data.get("mail", "without mail"))
     for line in (folder / "orders.state" / "orders.dead.jsonl").read_text().splitlines():
         print("dead:", json.loads(line)["data"]["original"]["raw"])
 
 
 if __name__ == "__main__":
+    logging.basicConfig(level=logging.ERROR)  # a warning says what goes to the dead letter; we show it ourselves
     with TemporaryDirectory() as made:
         asyncio.run(main(Path(made)))

@@ -72,7 +72,7 @@ SAYS = {
         "orders: stopped, moved 2, dead 1",
         "orders: stopped, moved 0, dead 0",
         "  order.placed o-1 ***",
-        "  order.paid o-1",
+        "  order.paid o-1 without mail",
         "dead: this is no JSON",
     ],
 }
