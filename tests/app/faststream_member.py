@@ -58,9 +58,9 @@ def subscribe() -> None:
             bill
         )
     else:
-        for more in ({}, {"min_idle_time": 500}):  # the second one takes over what a dead process had
-            how = {"group": "billing", "consumer": "one", "last_id": ">", "polling_interval": 20}
-            broker.subscriber(stream=StreamSub(TOPIC, **how, **more))(bill)
+        for idle_ms in (None, 500):  # the second one takes over what a dead process had
+            stream_sub = StreamSub(TOPIC, group="billing", consumer="one", polling_interval=20, min_idle_time=idle_ms)
+            broker.subscriber(stream=stream_sub)(bill)
 
 
 subscribe()

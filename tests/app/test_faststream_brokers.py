@@ -72,10 +72,10 @@ async def publish(kind: str, url: str, topic: str, *bodies: bytes) -> None:
             await stream.publish(topic, body)
         await client.close()
     else:
-        async with Redis.from_url(url) as client:
-            await client.xgroup_create(topic, "billing", id="0", mkstream=True)
+        async with Redis.from_url(url) as server:
+            await server.xgroup_create(topic, "billing", id="0", mkstream=True)
             for body in bodies:
-                await client.xadd(topic, {"__data__": body})
+                await server.xadd(topic, {"__data__": body})
 
 
 # ------------------------------------------------------------------------------------------------------------- kill -9
@@ -215,7 +215,7 @@ async def test_a_refusal_on_redis_strands_the_entry_even_over_a_restart_but_not_
     calls: Counter[int] = Counter()
     nodes = [SyncNode("billing", store="memory:") for _ in range(2)]
     for number, node in enumerate(nodes):
-        broker = RedisBroker(redis_url, codec=EventCodec(), ack_policy=AckPolicy.NACK_ON_ERROR, logger=None)
+        broker = RedisBroker(redis_url, codec=EventCodec(), ack_policy=AckPolicy.NACK_ON_ERROR)
         stream = StreamSub(topic, group="billing", consumer="one", polling_interval=20)
         failing(broker.subscriber(stream=stream), calls, bad=-1)
         lifespan = Inbox(node, broker, retry=Retry(base_ms=1)).lifespan if inbox else None
