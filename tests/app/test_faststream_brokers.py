@@ -207,6 +207,25 @@ async def test_kafkas_refusal_spins_and_starves_others_but_not_under_the_inbox(
         assert len([stored async for stored in node.log("billing.dlq")]) == 1
 
 
+async def test_what_faststream_cannot_read_holds_nobody_up(kafka_url: str, topic: str) -> None:
+    """Alone, it refuses such a message for ever; a header that is no UTF-8 is enough."""
+    await publish("kafka", kafka_url, topic)
+    async with AIOKafkaProducer(bootstrap_servers=kafka_url.removeprefix("kafka://")) as producer:
+        await producer.send_and_wait(topic, b"0", headers=[("name", b"\xff")])
+        await producer.send_and_wait(topic, b"1")
+    calls: Counter[int] = Counter()
+    broker = KafkaBroker(kafka_url.removeprefix("kafka://"), codec=EventCodec(), ack_policy=AckPolicy.NACK_ON_ERROR)
+    failing(broker.subscriber(topic, group_id="billing", auto_offset_reset="earliest"), calls, bad=-1)
+    node = SyncNode("billing", store="memory:")
+    inbox = Inbox(node, broker, retry=Retry(max_attempts=3, base_ms=1))
+    async with TestFastStream(FastStream(broker, lifespan=inbox.lifespan)):
+        await until(lambda: calls[1] >= 2)
+        (letter,) = [stored.event async for stored in node.log("billing.dlq")]
+    assert "UnicodeDecodeError" in letter.data["error"]
+    assert letter.data["event"]["data"] == 0
+    assert calls == Counter({1: 2})
+
+
 @pytest.mark.parametrize("inbox", [False, True], ids=["alone", "inbox"])
 async def test_a_refusal_on_redis_strands_the_entry_even_over_a_restart_but_not_under_the_inbox(
     redis_url: str, topic: str, inbox: bool
