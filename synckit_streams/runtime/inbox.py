@@ -124,8 +124,8 @@ class Inbox:
         *,
         retry: Retry,
         dead_letter: str,
-        remember_s: float = REMEMBER_S,
-        passing: tuple[type[BaseException], ...] = (),
+        remember_s: float,
+        passing: tuple[type[BaseException], ...],
     ) -> None:
         self.name = name
         self._driver = driver

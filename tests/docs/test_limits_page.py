@@ -38,6 +38,8 @@ INTERNAL = {
     "nats_options.HEARTBEAT_S_MAX": "an option's, in docs/how-to/nats.md",
     "runtime.membership.MARKS_MAX": "what a member remembers of its own commits",
     "cli.running.CHANGED_SHOWN_MAX": "what a command shows",
+    "app.faststream_codec.KEY_CHARS_MAX": "a longer key is kept as its hash",
+    "runtime.inbox.AGAIN_MS_MAX": "how long an inbox waits after its store failed",
     "cli.syncing.RANGES_SHOWN_MAX": "what a command shows",
     "cli.importing.BAD_SHOWN_MAX": "what a command shows",
     "cli.importing.BAD_KEPT_MAX": "what a command shows",
