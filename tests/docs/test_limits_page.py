@@ -36,6 +36,8 @@ INTERNAL = {
     "memory.GOOD_NAMES_MAX": "a cache of names",
     "nats_jetstream.GOOD_NAMES_MAX": "a cache of names",
     "nats_options.HEARTBEAT_S_MAX": "an option's, in docs/how-to/nats.md",
+    "runtime.policy.REASON_CHARS_MAX": "of an error's text; the dead letter has the end of its traceback, too",
+    "app.faststream_codec.KEY_CHARS_MAX": "how a long key of a message is stored",
     "runtime.membership.MARKS_MAX": "what a member remembers of its own commits",
     "cli.running.CHANGED_SHOWN_MAX": "what a command shows",
     "cli.syncing.RANGES_SHOWN_MAX": "what a command shows",
