@@ -68,7 +68,14 @@ SAYS = {
         "somebody else reads:",
         '  stock.counted A-7 {"pieces":12}',
     ],
-    "09_service.py": [
+    "09_connect.py": [
+        "orders: stopped, moved 2, dead 1",
+        "orders: stopped, moved 0, dead 0",
+        "  order.placed o-1 ***",
+        "  order.paid o-1 without mail",
+        "dead: this is no JSON",
+    ],
+    "10_service.py": [
         "o-1: an invoice to Ada",
         "o-2: an invoice to Bob",
         "o-3: an invoice to Ada",

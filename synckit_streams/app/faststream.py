@@ -30,6 +30,7 @@ from synckit_streams.app.faststream_internals import (
     singles,
     subscriber_name,
     subset,
+    unparsed,
     unreliable,
     untaken,
 )
@@ -184,6 +185,17 @@ class Inbox:
             raise Settled
         return answers[-1]
 
+    async def give_up(self, raw: Any, context: Any, error: Exception) -> None:
+        """A message that FastStream cannot read, or finds no handler for, becomes a dead letter."""
+
+        async def work(attempt: Attempt) -> Sequence[Draft]:
+            raise Unfit(f"FastStream cannot hand it on: {type(error).__name__}: {error}") from error
+
+        if self._inbox is None:
+            raise error
+        found = [Delivery(subscriber_name(context), *read(each)) for each in unparsed(raw)]
+        await self._inbox.handle(found, work)
+
 
 def _is_drafts(answer: Any) -> bool:
     """Whether a handler's answer is for us; FastStream publishes any other."""
@@ -199,14 +211,16 @@ class Settled(IgnoredException):
 class _Call(BaseMiddleware):
     """See `Inbox.handle`."""
 
-    __slots__ = ("_inbox",)
+    __slots__ = ("_inbox", "_parsed")
 
     def __init__(self, msg: Any, inbox: Inbox, *, context: Any) -> None:
         super().__init__(msg, context=context)
         self._inbox = inbox
+        self._parsed = False
 
     async def consume_scope(self, call_next: Any, msg: StreamMessage[Any]) -> Any:
         """FastStream's: around the handler."""
+        self._parsed = True
         try:
             return await self._inbox.handle(call_next, msg, self.context)
         except Settled:
@@ -215,5 +229,11 @@ class _Call(BaseMiddleware):
             raise
 
     async def __aexit__(self, kind: Any = None, error: Any = None, trace: Any = None) -> bool | None:
-        """FastStream's: `Settled` ends here, so that it acknowledges as after any success."""
-        return isinstance(error, Settled) or await super().__aexit__(kind, error, trace)
+        """FastStream's: `Settled` ends here, so that it acknowledges as after any success; and so does what kept a
+        message from ever coming to a handler, since a broker that is refused it would give it again and again."""
+        if isinstance(error, Settled):
+            return True
+        if self._parsed or not isinstance(error, Exception) or isinstance(error, IgnoredException):
+            return await super().__aexit__(kind, error, trace)
+        await self._inbox.give_up(self.msg, self.context, error)
+        return True

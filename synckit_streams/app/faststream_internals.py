@@ -48,6 +48,7 @@ __all__ = [
     "singles",
     "subscriber_name",
     "subset",
+    "unparsed",
     "unreliable",
     "untaken",
 ]
@@ -86,6 +87,14 @@ def singles(message: StreamMessage[Any]) -> list[Single]:
         of(each, {str(name): str(value) for name, value in head.items()})
         for each, head in zip(several, heads, strict=True)
     ]
+
+
+def unparsed(raw: Any) -> list[Single]:
+    """The same of messages that FastStream could not read, without their headers."""
+    several = raw if isinstance(raw, list | tuple) else (raw,)
+    return [
+        single for each in several for single in singles(StreamMessage(each, getattr(each, "data", b""), headers={}))
+    ]  # fmt: skip
 
 
 def _of_kafka(record: Any, headers: dict[str, str]) -> Single:

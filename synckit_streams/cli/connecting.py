@@ -110,7 +110,7 @@ async def _run(files: Sequence[Path], *, once: bool, json: bool) -> int:
         telling.cancel()
         await asyncio.gather(telling, return_exceptions=True)
         standings = runner.standings()  # as it ends: afterwards all are stopped
-        await runner.close()
+        await runner.stop()
         _report(runner.standings() if not once else standings, json=json)
     failed = [each for each in standings if each.state == "failed"]
     return 1 if failed else 0

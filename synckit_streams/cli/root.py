@@ -21,6 +21,7 @@ COMMANDS = (
     ("export", "synckit_streams.cli.exporting", "export"),
     ("log", "synckit_streams.cli.log", "log"),
     ("run", "synckit_streams.cli.running", "run"),
+    ("dlq", "synckit_streams.cli.dead_letters", "dlq"),
     ("sync", "synckit_streams.cli.syncing", "sync"),
     ("connect", "synckit_streams.cli.connecting", "connect"),
     ("status", "synckit_streams.cli.status", "status"),

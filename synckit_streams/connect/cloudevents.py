@@ -9,6 +9,8 @@ import msgspec
 from synckit_streams.connect.record import Record
 from synckit_streams.model.cloudevent.attributes import base64_of, is_json
 
+_encode = msgspec.json.Encoder().encode
+
 
 def as_cloudevent(record: Record, topic: str) -> dict[str, object]:
     """What is to be encoded; JSON stands in it as it is.
@@ -24,6 +26,10 @@ def as_cloudevent(record: Record, topic: str) -> dict[str, object]:
         "type": record.type,
         "subject": record.aggregate_id,
     }
+    if record.metadata:
+        event["skmeta"] = _encode(record.metadata).decode()
+    if record.schema_version != 1:
+        event["skver"] = record.schema_version
     if is_json(record.payload):
         payload = record.payload
         if b"\n" in payload or b"\r" in payload:  # one event is one line

@@ -5,6 +5,7 @@ from __future__ import annotations
 from base64 import b64encode
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from hashlib import sha256
 from typing import Any, NamedTuple
 
 from synckit_streams.connect.record import Record, Unreadable, derived_id
@@ -43,13 +44,21 @@ def letters(dead: Sequence[Dead], pipeline: str, now: datetime) -> list[Record]:
 
 def _letter(dead: Dead, pipeline: str, now: datetime) -> Record:
     try:
-        payload = encode_payload(_said(dead, pipeline, now, None))
+        payload = encode_payload(_said(dead, pipeline, None))
     except TooLarge:
-        payload = encode_payload(_said(dead, pipeline, now, RAW_BYTES_MAX))
-    return Record(id=derived_id("dead", pipeline, dead.item.id), type=DEAD_TYPE, aggregate_id=pipeline, payload=payload)
+        payload = encode_payload(_said(dead, pipeline, RAW_BYTES_MAX))
+    content = dead.item.raw if isinstance(dead.item, Unreadable) else dead.item.payload
+    return Record(
+        # By its content as well: a producer may give one id to two records.
+        id=derived_id("dead", pipeline, dead.item.id, sha256(content).hexdigest()),
+        type=DEAD_TYPE,
+        aggregate_id=pipeline,
+        payload=payload,
+        metadata={"at": now.astimezone(UTC).isoformat(timespec="milliseconds")},
+    )
 
 
-def _said(dead: Dead, pipeline: str, now: datetime, most: int | None) -> dict[str, Any]:
+def _said(dead: Dead, pipeline: str, most: int | None) -> dict[str, Any]:
     """What a letter says; `most`: so many bytes of its original."""
     item, error = dead.item, dead.error
     original: dict[str, Any] = {"id": item.id}
@@ -60,7 +69,6 @@ def _said(dead: Dead, pipeline: str, now: datetime, most: int | None) -> dict[st
         "pipeline": pipeline,
         "error": {"code": error.code, "message": error.message, "hint": error.hint},
         "attempts": dead.attempts,
-        "at": now.astimezone(UTC).isoformat(timespec="milliseconds"),
         "original": original | _text(item.raw if isinstance(item, Unreadable) else item.payload, most),
     }
 

@@ -11,6 +11,7 @@ import errno
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO
 
@@ -42,8 +43,8 @@ class FileSink:
         self._rotate_bytes = rotate_bytes
         self._file: BinaryIO | None = None
         self._size = 0
-        self._known: dict[str, None] = {}
-        """Ids of the records that stand last, oldest first: only these can come again."""
+        self._known: dict[bytes, None] = {}
+        """What the last records are, oldest first: only these can come again."""
         self.name = str(path)
 
     async def open(self) -> None:
@@ -54,10 +55,10 @@ class FileSink:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._begin()
-            last: deque[str] = deque()
+            last: deque[bytes] = deque()
             for part in [self._path, *reversed(self._parts())][:2]:
                 with part.open("rb") as file:
-                    last.extendleft(reversed(deque(_last_ids(file), BATCH_RECORDS_MAX - len(last))))
+                    last.extendleft(reversed(deque(_last_records(file), BATCH_RECORDS_MAX - len(last))))
             self._known = dict.fromkeys(last)
         except OSError as error:
             raise self._failure(error) from error
@@ -80,19 +81,20 @@ class FileSink:
 
     async def write(self, records: Sequence[Record]) -> Sequence[Refusal]:
         """See `Sink`."""
-        lines: list[bytes] = []
+        lines: dict[bytes, bytes] = {}
         refused: list[Refusal] = []
         for record in records:
-            if record.id in self._known:
-                continue
             try:
-                lines.append(_encode(as_cloudevent(record, self._topic)) + b"\n")
+                line = _encode(as_cloudevent(record, self._topic)) + b"\n"
             except (msgspec.MsgspecError, SyncKitError, ValueError) as error:
                 refused.append(Refusal(record, ConfigError(f"cannot be written as a line: {error}")))
+                continue
+            mark = _mark(line)
+            if mark not in self._known:
+                lines[mark] = line
         if lines:
-            await asyncio.to_thread(self._write, b"".join(lines))
-        for record in records:
-            self._known[record.id] = None
+            await asyncio.to_thread(self._write, b"".join(lines.values()))
+        self._known |= dict.fromkeys(lines)
         for _ in range(len(self._known) - BATCH_RECORDS_MAX):
             del self._known[next(iter(self._known))]
         return refused
@@ -129,13 +131,30 @@ class FileSink:
             file.close()
 
 
-def _last_ids(file: BinaryIO) -> Iterator[str]:
-    """Of the last records."""
+class _Line(msgspec.Struct):
+    """What tells a record from another one: a producer may give one id to two."""
+
+    id: str
+    data: msgspec.Raw = msgspec.Raw(b"")
+    data_base64: str = ""
+
+
+_decode = msgspec.json.Decoder(_Line).decode
+
+
+def _mark(line: bytes) -> bytes:
+    """Of the record in a line."""
+    found = _decode(line)
+    return sha256(_encode([found.id, found.data_base64]) + bytes(found.data)).digest()[:16]
+
+
+def _last_records(file: BinaryIO) -> Iterator[bytes]:
+    """Marks of a file's last records."""
     file.seek(max(os.fstat(file.fileno()).st_size - LAST_BYTES, 0))
     for line in file:
         try:
-            yield str(msgspec.json.decode(line)["id"])
-        except (msgspec.MsgspecError, KeyError, TypeError):
+            yield _mark(line)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
             continue  # somebody else's line, or the rest of one
 
 

@@ -129,7 +129,6 @@ class TopicSource:
             store=self._url,
             connectors=[self._spec.connector],
             topics=[self._spec.topic],
-            group=self._spec.group,
         )
         self._node = await node.open()
         if self._once:

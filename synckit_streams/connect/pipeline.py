@@ -27,7 +27,7 @@ logger = logging.getLogger("synckit_streams")
 
 LAG_S = 2.0
 """How often a source is asked what is left."""
-STOP_S = 10.0
+DRAIN_S = 10.0
 """How long what is under way may take when a pipeline is stopped; then it is cut off, and comes again."""
 
 
@@ -107,15 +107,19 @@ class Pipeline:
         if self._task is not None:
             await asyncio.wait([self._task])
 
-    async def stop(self) -> None:
-        """Finish what is under way, and let go of everything."""
+    async def stop(self, *, drain_s: float = DRAIN_S) -> None:
+        """Finish what is under way, and let go of everything.
+
+        Args:
+            drain_s: How long that may take, in seconds.
+        """
         task, self._task = self._task, None
         if task is None:
             return
         self._ends = True
         self._halt.set()
         try:
-            await asyncio.wait([task], timeout=STOP_S)
+            await asyncio.wait([task], timeout=drain_s)
         finally:
             if not task.done():
                 task.cancel()
@@ -229,6 +233,8 @@ class Pipeline:
             await self._look_at_lag(at_end=portion is None)
             if portion is not None:
                 await self._deliver(portion)
+                if pace.seconds and len(portion.items) < limit and not self._once:
+                    await self._unless_halted(asyncio.sleep(pace.seconds))
             elif self._once:
                 await parts.sink.settle()
                 await parts.dead_letter.settle()
@@ -236,8 +242,6 @@ class Pipeline:
             else:
                 self._well()
                 await self._unless_halted(parts.source.wait())
-                if pace.seconds:
-                    await self._unless_halted(asyncio.sleep(pace.seconds))
 
     async def _look_at_lag(self, *, at_end: bool) -> None:
         """Now and then, since it may cost the source something; and when it comes to its end."""
@@ -256,7 +260,8 @@ class Pipeline:
         attempts = self._failures + 1
         records: list[Record] = []
         dead: list[Dead] = []
-        origin: dict[str, Record] = {}
+        origins: dict[int, Record] = {}
+        refused = 0
         for item in portion.items:
             if isinstance(item, Unreadable):
                 dead.append(Dead(item, item.error, 1))
@@ -267,18 +272,19 @@ class Pipeline:
                 dead.append(Dead(item, error, 1))
                 continue
             if record is not None:
-                origin[record.id] = item
+                origins[id(record)] = item
                 records.append(record)
         if records:
             refusals = await self._parts.sink.write(records)
-            dead += [Dead(origin[each.record.id], each.error, attempts) for each in refusals]
+            refused = len(refusals)
+            dead += [Dead(origins[id(each.record)], each.error, attempts) for each in refusals]
         if dead:
             await self._bury(dead)
         if portion.position is not None:
             await self._parts.state.move(portion.position)
         await self._parts.source.done(portion)
         self._charge(len(records))
-        self._moved += len(records) - sum(isinstance(each.item, Record) and each.item.id in origin for each in dead)
+        self._moved += len(records) - refused
         self._dead += len(dead)
         self._well()
 
@@ -294,8 +300,12 @@ class Pipeline:
             self._free_at = max(asyncio.get_running_loop().time(), self._free_at) + records / rate
 
     async def _bury(self, dead: Sequence[Dead]) -> None:
-        for each in dead:
-            logger.warning("%s: %s goes to the dead letter: %s", self.name, each.item.id, each.error)
+        logger.warning(
+            "%s: %s to the dead letter, the first one because of %s",
+            self.name,
+            "1 record goes" if len(dead) == 1 else f"{len(dead)} records go",
+            dead[0].error,
+        )
         written = letters(dead, self.name, datetime.now(UTC))
         for refusal in await self._parts.dead_letter.write(written):
             if not isinstance(refusal.error, IdReused):  # it is there already, from the time before the crash

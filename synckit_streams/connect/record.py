@@ -32,6 +32,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         topic: Its own at the source; "" if it has none there.
         routed: Where a transform sends it; "" leaves it to the sink.
         metadata: Notes that travel with it.
+        schema_version: Of the type's data.
     """
 
     id: str
@@ -41,6 +42,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     topic: str = ""
     routed: str = ""
     metadata: Mapping[str, Any] = {}
+    schema_version: int = 1
 
     @property
     def data(self) -> Any:
@@ -77,6 +79,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
             data=self.payload,
             metadata=self.metadata,
             id=self.id,
+            schema_version=self.schema_version,
         )
 
     @classmethod
@@ -89,6 +92,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
             payload=event.payload,
             topic=event.topic,
             metadata=event.metadata,
+            schema_version=event.schema_version,
         )
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from synckit_streams.connect.assembly import parts_of
 from synckit_streams.connect.loading import Declared, Loaded, load
-from synckit_streams.connect.pipeline import Pipeline
+from synckit_streams.connect.pipeline import DRAIN_S, Pipeline
 from synckit_streams.connect.spec import Pipeline as Spec
 from synckit_streams.errors import ConfigError, SyncKitError
 from synckit_streams.ports.operation import Check, Standing, Webhook
@@ -40,13 +40,16 @@ class _Running(NamedTuple):
 
 
 class Runner:
-    """The pipelines of some files; see `synckit_streams.ports.operation.Pipelines`.
+    """The pipelines of some files, to be run and to be operated; see `synckit_streams.ports.operation`.
 
     Args:
         paths: Files, and folders of them.
         once: Each pipeline ends when its source has nothing more.
         environment: What `${NAME}` in a file means; the process's own by default.
     """
+
+    name = "connect"
+    shared = False
 
     def __init__(
         self, paths: Sequence[Path], *, once: bool = False, environment: Mapping[str, str] | None = None
@@ -121,10 +124,18 @@ class Runner:
         """Until every pipeline has ended by itself, with `once`."""
         await asyncio.gather(*(each.pipeline.wait() for each in self._running.values()))
 
-    async def close(self) -> None:
-        """Stop everything; what is under way is finished."""
+    async def stop(self, *, drain_s: float = DRAIN_S) -> None:
+        """Stop everything.
+
+        Args:
+            drain_s: How long finishing what is under way may take. What is cut off comes again with the next start.
+        """
         async with self._turn:
-            await asyncio.gather(*(each.pipeline.stop() for each in self._running.values()))
+            await asyncio.gather(*(each.pipeline.stop(drain_s=drain_s) for each in self._running.values()))
+
+    async def failed(self) -> None:
+        """Never returns: what fails is tried again, and the others go on meanwhile."""
+        await asyncio.Event().wait()
 
     # --- for whoever operates it -------------------------------------------------------------------------------------
 

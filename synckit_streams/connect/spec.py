@@ -106,7 +106,6 @@ class TopicSource(Spec):
     kind: Literal["topic"]
     connector: Url = Field(description="The broker's URL.")
     topic: TopicName = Field(description="Which topic.")
-    group: str = Field("", description="Read as a member of this group, which divides the topic. Default: read it all.")
     node: NodeId = Field("", description=NODE_TEXT)
     store: str = Field("", description="URL of the node's store. Default: a file in the state folder.")
 
@@ -282,7 +281,9 @@ class Batch(Spec):
     """How much moves at a time."""
 
     records: int = Field(500, ge=1, le=BATCH_RECORDS_MAX, description="At most so many records.")
-    seconds: float = Field(0.0, ge=0, le=60, description="So long the first record may wait for others.")
+    seconds: float = Field(
+        0.0, ge=0, le=60, description="Behind a batch that was not full, so long others are waited for."
+    )
 
 
 class Pipeline(Spec):

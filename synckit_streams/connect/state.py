@@ -13,7 +13,8 @@ import secrets
 from collections.abc import Sequence
 from contextlib import suppress
 
-from synckit_streams.errors import StoreInUse, SyncKitError
+from synckit_streams.connect.writer import owner_of
+from synckit_streams.errors import ConfigError, StoreInUse, SyncKitError
 from synckit_streams.model.event import Offset
 from synckit_streams.ports.store import EventStore, Lease, Opening
 from synckit_streams.runtime.registry import store_for
@@ -45,11 +46,17 @@ class State:
 
         Raises:
             StoreInUse: another process has it.
+            ConfigError: the store is a node's.
         """
         async with self._turn:
             await self._open()
 
     async def _open(self) -> None:
+        node = await owner_of(self._url)
+        if node not in ("", NODE):
+            raise ConfigError(
+                f"the store for the position belongs to the node {node!r}", hint="name another one, or none"
+            )
         store = store_for(self._url)
         await store.open(Opening(node=NODE, topics=(), dice=os.urandom))
         self._store = store

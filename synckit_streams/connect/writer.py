@@ -64,6 +64,18 @@ def scheme_of(url: str) -> str:
     return url.partition(":")[0].lower()
 
 
+async def owner_of(url: str) -> str:
+    """The node whose store it is; "" for a new store."""
+    try:
+        store = await Reader.open(url)
+    except StoreMissing:
+        return ""
+    try:
+        return store.nodes[-1] if store.nodes else ""
+    finally:
+        await store.close()
+
+
 async def node_id_for(url: str, given: str) -> str:
     """The id under which a store is opened: the one that is given, the store's own, or for a new one any.
 
@@ -73,16 +85,8 @@ async def node_id_for(url: str, given: str) -> str:
     if given:
         return given
     if scheme_of(url) != "memory":
-        try:
-            store = await Reader.open(url)
-        except StoreMissing:
-            pass
-        else:
-            try:
-                if store.nodes:
-                    return store.nodes[-1]
-            finally:
-                await store.close()
+        if owner := await owner_of(url):
+            return owner
         if scheme_of(url) not in IN_FILES:
             raise ConfigError("nobody says whose the store is", hint="give the pipeline's store a node: an id")
     # Not the host's name: it would travel to every peer, with every event.

@@ -1,4 +1,4 @@
-"""OpenTelemetry: a span around every append, sync, publish and receive.
+"""OpenTelemetry: a span around every append, sync, publish, receive, call of a handler and page of a projection.
 
 Hours may pass between a write and its arrival, so nothing is the parent of anything on another node: the context of the
 writing travels inside the event, and whoever publishes or receives it *links* to it. Each sync is a trace of its own.
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from synckit_streams.errors import MissingDependency, SyncKitError
-from synckit_streams.ports.telemetry import Appended, Detail, Published, Received, Synced
+from synckit_streams.ports.telemetry import Appended, Detail, Handled, Projected, Published, Received, Synced
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span, SpanContext, SpanKind, Tracer, TracerProvider
@@ -26,7 +26,13 @@ if TYPE_CHECKING:
 SCOPE = "synckit_streams"
 SYSTEM = "synckit"
 
-_OPERATION_TYPES = {"append": "create", "publish": "send", "receive": "receive"}
+_OPERATION_TYPES = {
+    "append": "create",
+    "publish": "send",
+    "receive": "receive",
+    "handle": "process",
+    "project": "process",
+}
 """What the conventions call them; a sync is none of theirs."""
 
 
@@ -50,6 +56,8 @@ class OtelObserver:
             Published: ("publish", self._published),
             Received: ("receive", self._received),
             Synced: ("sync", self._synced),
+            Handled: ("handle", self._handled),
+            Projected: ("project", self._projected),
         }
 
     def operation(self, name: str, *, node: str) -> AbstractContextManager[str]:
@@ -90,6 +98,22 @@ class OtelObserver:
 
     def _synced(self, span: Span, detail: Synced) -> None:
         span.set_attributes(_attributes(detail))
+
+    def _handled(self, span: Span, detail: Handled) -> None:
+        span.update_name(f"handle {detail.handler}")
+        span.set_attribute("messaging.consumer.group.name", detail.group)
+        span.set_attribute("messaging.batch.message_count", detail.events)
+        span.set_attributes(_attributes(detail))
+        self._link(span, detail.traceparents, detail.traces)
+        if detail.error:
+            span.set_attribute("error.type", detail.error)
+            span.set_status(self._otel.trace.StatusCode.ERROR)
+
+    def _projected(self, span: Span, detail: Projected) -> None:
+        span.update_name(f"project {detail.projection}")
+        span.set_attribute("messaging.batch.message_count", detail.events)
+        span.set_attributes(_attributes(detail))
+        self._link(span, detail.traceparents, detail.traces)
 
     def _link(self, span: Span, traceparents: Sequence[str], traces: int) -> None:
         for traceparent in traceparents:
@@ -162,7 +186,8 @@ class _Otel:
     def kind(self, name: str) -> SpanKind:
         """An append makes the message and its context: the producer. What carries it on is a client of the broker."""
         kinds = self.trace.SpanKind
-        return {"append": kinds.PRODUCER, "publish": kinds.CLIENT, "receive": kinds.CLIENT}.get(name, kinds.INTERNAL)
+        known = {"append": kinds.PRODUCER, "publish": kinds.CLIENT, "receive": kinds.CLIENT, "handle": kinds.CONSUMER}
+        return known.get(name, kinds.INTERNAL)
 
     def traceparent(self, context: SpanContext) -> str:
         """A context as W3C writes it; "" if there is none (no provider is set)."""

@@ -16,7 +16,9 @@ from synckit_streams.ports.telemetry import (
     Alarmed,
     Appended,
     Detail,
+    Handled,
     Link,
+    Progressed,
     Projected,
     Published,
     Received,
@@ -63,6 +65,8 @@ class PrometheusObserver:
             Received: self._received(),
             Synced: self._synced(),
             Projected: self._projected(),
+            Handled: self._handled(),
+            Progressed: self._progressed(),
             Link: self._link(),
             Alarmed: self._alarmed(),
         }
@@ -164,6 +168,44 @@ class PrometheusObserver:
         def tell(each: Projected) -> None:
             events(each.events, each.node, each.projection)
             seconds(each.duration_s, each.node, each.projection)
+
+        return tell
+
+    def _handled(self) -> Tell:
+        make, labels = self._metrics, ("group", "handler")
+        events = make.counter("events_handled", "Events in calls of a handler that succeeded.", *labels)
+        failures = make.counter("handler_failures", "Calls that raised, by the exception.", *labels, "error")
+        seconds = make.histogram("handler_duration_seconds", "One call.", SECONDS, *labels)
+
+        def tell(each: Handled) -> None:
+            who = (each.node, each.group, each.handler)
+            seconds(each.duration_s, *who)
+            if each.error:
+                failures(1, *who, each.error)
+            else:
+                events(each.events, *who)
+
+        return tell
+
+    def _progressed(self) -> Tell:
+        make = self._metrics
+        answers = make.counter("events_answered", "Events that handlers returned, and dead letters.", "group")
+        dead = make.counter("events_dead", "Events that were given up.", "group")
+        parked = make.gauge("aggregates_parked", "Aggregates that wait for another attempt.", "group")
+        lag = make.gauge("group_lag_events", "Events of the log that were not dealt with yet.", "group")
+        lanes = make.gauge("group_lanes", "Lanes of the group that this worker has.", "group")
+        seconds = make.histogram(
+            "unit_duration_seconds", "One commit of effects, answers and places.", SECONDS, "group"
+        )
+
+        def tell(each: Progressed) -> None:
+            who = (each.node, each.group)
+            answers(each.answers, *who)
+            dead(each.dead, *who)
+            parked(each.parked, *who)
+            lag(each.lag, *who)
+            lanes(each.lanes, *who)
+            seconds(each.duration_s, *who)
 
         return tell
 

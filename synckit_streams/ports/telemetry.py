@@ -88,16 +88,41 @@ class Projected(Detail, frozen=True, kw_only=True):
 
     projection: str
     events: int
+    traceparents: Sequence[str] = ()
+    traces: int = 0
     duration_s: float
 
 
 class Handled(Detail, frozen=True, kw_only=True):
-    """A handler was called with so many events; `error` names the exception that it raised, or is ""."""
+    """A handler was called with so many events; `error` names the exception that it raised, or is "". `traces` as in
+    `Published`."""
 
     group: str
     handler: str
     events: int
     error: str
+    traceparents: Sequence[str] = ()
+    traces: int = 0
+    duration_s: float
+
+
+class Progressed(Detail, frozen=True, kw_only=True):
+    """A handler group committed what came of some events: effects, answers and places."""
+
+    group: str
+    events: int
+    """That were handled, parked or given up."""
+    answers: int
+    """Events that were written with it, dead letters included."""
+    dead: int
+    """Events that were given up."""
+    parked: int
+    """Aggregates that wait for another attempt now, in this worker's lanes."""
+    lag: int
+    """Events of the log that this worker has not dealt with yet; those that concern no handler of the group count until
+    they have been passed over."""
+    lanes: int
+    """How many of the group's lanes this worker has."""
     duration_s: float
 
 
@@ -122,7 +147,8 @@ class Observer(Protocol):
     """Whoever watches."""
 
     def operation(self, name: str, *, node: str) -> AbstractContextManager[str]:
-        """Around `append`, `sync`, `publish` and `receive`; gives the W3C traceparent to store, "" for none."""
+        """Around `append`, `sync`, `publish`, `receive`, `handle` and `project`; gives the W3C traceparent to store, ""
+        for none."""
 
     def observe(self, detail: Detail) -> None:
         """One thing that happened."""

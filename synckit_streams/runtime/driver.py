@@ -225,7 +225,7 @@ class Driver:
         """
         settings = self.settings
         outlets = tuple(topic for topic in topics if topic not in settings.topics)
-        if not outlets or not self.links:  # whoever meets nobody sends nothing
+        if not outlets or not settings.topics:  # a node that names no topic takes any
             return
         self.settings = msgspec.structs.replace(
             settings, topics=(*settings.topics, *outlets), outlets=(*settings.outlets, *outlets)

@@ -69,7 +69,6 @@ class Group:
         self._desk = Desk(driver, name, handlers)
         self._dead_letters = frozenset(each.dead_letter for each in handlers)
         self._strands = [Strand(self._desk) for _ in range(min(concurrency, LANES))]
-        self._lanes: dict[int, Lane] = {}
         self._reading = True
         self._pending_max = max(PENDING_EVENTS_MAX, 2 * sum(each.batch for each in handlers) * len(self._strands))
         self._bell = asyncio.Event()
@@ -132,7 +131,7 @@ class Group:
     async def _live(self) -> None:
         """From reading the lanes to the first failure."""
         self._reading = True
-        self._lanes = {}
+        self._desk.lanes.clear()
         for strand in self._strands:
             strand.clear()
         # What was being committed when the last life was cut short goes on by itself. Only when it has ended does the
@@ -179,7 +178,7 @@ class Group:
         parked = await asyncio.gather(*(self._parked_in(name) for name in names.values()))
         for (number, name), waiting in zip(names.items(), parked, strict=True):
             position = offsets[name].position if name in offsets else 0
-            lane = self._lanes[number] = Lane(number, position, waiting, leases[number])
+            lane = self._desk.lanes[number] = Lane(number, position, waiting, leases[number])
             self._strand(lane).lanes[number] = lane
             self._desk.read = min(self._desk.read, position)
         self.poke()
@@ -206,19 +205,19 @@ class Group:
         part = await keeper.look(self._leases)
         lost = self._leases.keys() - part.kept.keys()
         self._leases = part.kept | part.gained
-        if lost & self._lanes.keys():
+        if lost & self._desk.lanes.keys():
             raise LeaseLost(f"{len(lost)} lanes of the group {self.name} are somebody else's now")
-        if anew := {number: lease for number, lease in self._leases.items() if number not in self._lanes}:
+        if anew := {number: lease for number, lease in self._leases.items() if number not in self._desk.lanes}:
             await self._gain(anew)
         for number in random.sample(sorted(part.kept), part.surplus):
-            await self._let_go(self._lanes[number])
+            await self._let_go(self._desk.lanes[number])
 
     async def _let_go(self, lane: Lane) -> None:
         """Somebody else is to have it: what has begun in it is committed, and nothing more begins."""
         strand = self._strand(lane)
         async with strand.busy:
             strand.drop(lane)
-            del self._lanes[lane.number]
+            del self._desk.lanes[lane.number]
             await self._driver.store.release([self._leases.pop(lane.number)])
 
     # --- taking from the log -----------------------------------------------------------------------------------------
@@ -239,9 +238,12 @@ class Group:
                 await self._bell.wait()
                 continue
             self._page_size.learn(each.event for each in page)
+            if len(page) > 1 and desk.end <= page[-1].position:
+                desk.end = (await store.end()).position
             for stored in page:
                 self._deal(stored)
             desk.read = page[-1].position
+            desk.end = max(desk.end, desk.read)
             for strand in self._strands:
                 strand.woken.set()
             while self._full and not self._stopping:
@@ -264,7 +266,7 @@ class Group:
             if settled is None:
                 return
             aggregate_id = settled.aggregate_id
-        lane = self._lanes.get(lane_of(aggregate_id))
+        lane = self._desk.lanes.get(lane_of(aggregate_id))
         # A twin says what was said before.
         if lane is None or stored.position <= lane.read or stored.twin:
             return
@@ -289,12 +291,12 @@ class Group:
     @property
     def lanes(self) -> int:
         """How many lanes this worker has."""
-        return len(self._lanes)
+        return len(self._desk.lanes)
 
     @property
     def parked(self) -> int:
         """How many aggregates wait for another attempt."""
-        return sum(len(lane.parked) for lane in self._lanes.values())
+        return sum(len(lane.parked) for lane in self._desk.lanes.values())
 
     @property
     def open_circuits(self) -> list[str]:
@@ -313,7 +315,7 @@ class Group:
     @property
     def due_ms(self) -> int | None:
         """When the next attempt at an event that waits is due; None if none waits."""
-        return min((each.due_ms for lane in self._lanes.values() for each in lane.parked.values()), default=None)
+        return min((each.due_ms for lane in self._desk.lanes.values() for each in lane.parked.values()), default=None)
 
     @property
     def paused_until_ms(self) -> int | None:

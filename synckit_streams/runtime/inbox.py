@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, suppress
 from typing import NamedTuple
@@ -93,6 +93,14 @@ Work = Callable[[Attempt], Awaitable[Sequence[Draft]]]
 """Does it, and gives what is to be written with it."""
 
 
+class _Job(NamedTuple):
+    """One call of `Inbox.handle`; `failures`, by the delivery's identity, is for what has no key, and so no note."""
+
+    work: Work
+    alive: Callable[[], Awaitable[None]] | None
+    failures: Counter[int]
+
+
 class AlreadyDone(BaseException):
     """Another worker was faster. No handler's `except Exception` is to catch it."""
 
@@ -116,8 +124,8 @@ class Inbox:
         *,
         retry: Retry,
         dead_letter: str,
-        remember_s: float = REMEMBER_S,
-        passing: tuple[type[BaseException], ...] = (),
+        remember_s: float,
+        passing: tuple[type[BaseException], ...],
     ) -> None:
         self.name = name
         self._driver = driver
@@ -150,24 +158,22 @@ class Inbox:
         # A span of its own, linked to the traces in which the events were written; the handler's are in it.
         with self._driver.operation("receive"):
             started = time.perf_counter()
-            known = await self._handle(deliveries, work, alive)
+            known = await self._handle(deliveries, _Job(work, alive, Counter()))
             self._observe(deliveries, known, time.perf_counter() - started)
         return known
 
-    async def _handle(
-        self, deliveries: Sequence[Delivery], work: Work, alive: Callable[[], Awaitable[None]] | None
-    ) -> int:
+    async def _handle(self, deliveries: Sequence[Delivery], job: _Job) -> int:
         known: int | None = None
         parts = deque([list(deliveries)])
         failures = 0
         while parts:
             part = parts.popleft()
             try:
-                todo = await self._todo(part)
+                todo = await self._todo(part, job)
                 known = len(part) - len(todo) if known is None else known
                 if not todo:
                     continue
-                again = await self._attempt(todo, work, alive)
+                again = await self._attempt(todo, job)
             except STORE_AWAY as error:
                 failures += 1
                 logger.warning("inbox %s: %s; it goes on when the store does", self.name, error)
@@ -175,15 +181,13 @@ class Inbox:
                     next_delay_ms(
                         failures, base_ms=AGAIN_MS, delay_ms_max=AGAIN_MS_MAX, dice=self._driver.world.dice()
                     ),
-                    alive,
+                    job,
                 )
                 again = [part]
             parts.extendleft(reversed(again))
         return known or 0
 
-    async def _attempt(
-        self, todo: Sequence[tuple[Delivery, int]], work: Work, alive: Callable[[], Awaitable[None]] | None
-    ) -> list[list[Delivery]]:
+    async def _attempt(self, todo: Sequence[tuple[Delivery, int]], job: _Job) -> list[list[Delivery]]:
         """One call of the handler; gives what is still to be done."""
         part, failed = [delivery for delivery, _ in todo], max(failures for _, failures in todo)
         once = _Once(self, self._driver, part)
@@ -191,7 +195,7 @@ class Inbox:
         error: BaseException | None = None
         try:
             with self._driver.operation("handle") as traceparent:
-                drafts = await work(Attempt(part, failed + 1, OneTransaction(once.begin), self._key_of(part)))
+                drafts = await job.work(Attempt(part, failed + 1, OneTransaction(once.begin), self._key_of(part)))
                 await once.commit(self._outgoing(part, drafts), DONE, traceparent)
         except BaseException as raised:
             await once.roll_back()
@@ -206,11 +210,9 @@ class Inbox:
         if len(part) > 1:
             half = len(part) // 2
             return [part[:half], part[half:]]
-        return await self._failed(part[0], failed + 1, error, alive)
+        return await self._failed(part[0], failed + 1, error, job)
 
-    async def _failed(
-        self, delivery: Delivery, failures: int, error: BaseException, alive: Callable[[], Awaitable[None]] | None
-    ) -> list[list[Delivery]]:
+    async def _failed(self, delivery: Delivery, failures: int, error: BaseException, job: _Job) -> list[list[Delivery]]:
         once = _Once(self, self._driver, [delivery])
         world = self._driver.world
         last = failures >= self._retry.max_attempts or isinstance(error, Unfit)
@@ -229,14 +231,15 @@ class Inbox:
         except BaseException:
             await once.roll_back()
             raise
-        await self._wait(self._retry.delay_ms(failures, world.dice()), alive)
+        job.failures[id(delivery)] = failures
+        await self._wait(self._retry.delay_ms(failures, world.dice()), job)
         return [[delivery]]
 
-    async def _wait(self, delay_ms: int, alive: Callable[[], Awaitable[None]] | None) -> None:
+    async def _wait(self, delay_ms: int, job: _Job) -> None:
         until = time.monotonic() + delay_ms / 1000
         while True:
-            if alive is not None:
-                await alive()
+            if job.alive is not None:
+                await job.alive()
             left_s = until - time.monotonic()
             if left_s <= 0:
                 return
@@ -244,7 +247,7 @@ class Inbox:
 
     # --- the notes ---------------------------------------------------------------------------------------------------
 
-    async def _todo(self, deliveries: Sequence[Delivery]) -> list[tuple[Delivery, int]]:
+    async def _todo(self, deliveries: Sequence[Delivery], job: _Job) -> list[tuple[Delivery, int]]:
         """What is not done yet, and how often it failed."""
         async with self._driver.transaction() as tx:
             states = await self.states(tx, deliveries)
@@ -254,7 +257,7 @@ class Inbox:
             # One batch may have it twice.
             if state != DONE and (delivery.key is None or delivery.key not in seen):
                 seen.add(delivery.key)
-                found.append((delivery, int(state or b"0")))
+                found.append((delivery, max(int(state or b"0"), job.failures[id(delivery)])))
         return found
 
     async def states(self, tx: Transaction, deliveries: Sequence[Delivery]) -> list[bytes | None]:

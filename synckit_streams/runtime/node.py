@@ -23,7 +23,7 @@ from synckit_streams.runtime.door import Door, open_door
 from synckit_streams.runtime.driver import Driver, Silence, World
 from synckit_streams.runtime.group import Group
 from synckit_streams.runtime.handling import Handler
-from synckit_streams.runtime.inbox import Inbox
+from synckit_streams.runtime.inbox import REMEMBER_S, Inbox
 from synckit_streams.runtime.ingest import Ingest, Ingested, Ingestion
 from synckit_streams.runtime.keeping import LEASE_S
 from synckit_streams.runtime.link import Link, link_name
@@ -547,17 +547,19 @@ class SyncNode:
         self._check_open()
         return Group(self._driver, name, handlers, concurrency=concurrency, lease_s=lease_s)
 
-    def inbox(self, name: str, *, retry: Retry, dead_letter: str, **how: Any) -> Inbox:
-        """Deliveries of a consumer that is not ours, each handled once in a transaction of this node's store.
-
-        Args:
-            name: The notes of what is done are kept under it.
-            retry: When the work raises.
-            dead_letter: Topic for what is given up.
-            how: `remember_s` and `passing`, as in `Inbox`.
-        """
+    def inbox(
+        self,
+        name: str,
+        *,
+        retry: Retry,
+        dead_letter: str,
+        remember_s: float = REMEMBER_S,
+        passing: tuple[type[BaseException], ...] = (),
+    ) -> Inbox:
+        """Deliveries of a consumer that is not ours, each handled once in a transaction of this node's store; see
+        `Inbox` for what it is told."""
         self._check_open()
-        return Inbox(self._driver, name, retry=retry, dead_letter=dead_letter, **how)
+        return Inbox(self._driver, name, retry=retry, dead_letter=dead_letter, remember_s=remember_s, passing=passing)
 
     async def project(self) -> int:
         """Bring the projections up to the end of the log; gives how many events were applied. `sync` does it too.

@@ -26,9 +26,10 @@ from synckit_streams.errors import (
 from synckit_streams.model.event import Event, Offset, Stored
 from synckit_streams.ports.projection import Batch, Change, Projection
 from synckit_streams.ports.store import EventStore, Transaction
-from synckit_streams.ports.telemetry import Projected
+from synckit_streams.ports.telemetry import TRACES_MAX, Projected
 from synckit_streams.runtime.cancel import is_cancelled
 from synckit_streams.runtime.driver import Driver
+from synckit_streams.runtime.envelope import traces_of
 from synckit_streams.runtime.paging import PageSize
 from synckit_streams.sync.conflict import ConflictResolver, conflict_of, resolve
 
@@ -71,7 +72,8 @@ class Projector:
             try:
                 more = True
                 while more:
-                    count, more = await self._page(projection)
+                    with self._driver.operation("project"):
+                        count, more = await self._page(projection)
                     applied += count
             except ProjectionFailed as error:
                 failures.append(error)
@@ -106,10 +108,15 @@ class Projector:
         self._ready.add(projection.name)
         if not page:
             return 0, False
-        duration = time.perf_counter() - started
+        traces = traces_of(each.event for each in wanted)
         self._driver.observe(
             Projected(
-                node=self._driver.settings.node, projection=projection.name, events=len(wanted), duration_s=duration
+                node=self._driver.settings.node,
+                projection=projection.name,
+                events=len(wanted),
+                traceparents=traces[:TRACES_MAX],
+                traces=len(traces),
+                duration_s=time.perf_counter() - started,
             )
         )
         return len(wanted), more

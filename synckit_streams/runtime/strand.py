@@ -31,10 +31,11 @@ from synckit_streams.errors import (
     Unfit,
 )
 from synckit_streams.model.event import Draft, Offset, Stored
-from synckit_streams.ports.telemetry import Handled
+from synckit_streams.ports.telemetry import TRACES_MAX, Handled, Progressed
 from synckit_streams.runtime.cancel import is_cancelled
 from synckit_streams.runtime.circuit import Circuit
 from synckit_streams.runtime.driver import Driver
+from synckit_streams.runtime.envelope import traces_of
 from synckit_streams.runtime.handling import Handler, HandlerContext
 from synckit_streams.runtime.lanes import PARKED_EVENTS_MAX, Aggregate, Lane, Parked
 from synckit_streams.runtime.policy import Settled, dead_letter, reason_of
@@ -97,8 +98,12 @@ class Desk:
         }
         self.circuits = {each.name: Circuit(each.breaker, driver.world) for each in handlers}
         self.tally = Tally()
+        self.lanes: dict[int, Lane] = {}
+        """All that this worker has."""
         self.read = 0
         """Up to where the log was dealt out."""
+        self.end = 0
+        """Where it ended when somebody looked last."""
         self.pending_events = 0
         self.pending_bytes = 0
         self.room = asyncio.Event()
@@ -108,6 +113,22 @@ class Desk:
         """Set when every strand should look again: a circuit has changed."""
         self.careful = 0
         """So many events are still to be committed one by one."""
+
+    def progressed(self, unit: Unit, took_s: float) -> None:
+        """Tell whoever watches what was committed."""
+        self.driver.observe(
+            Progressed(
+                node=self.driver.settings.node,
+                group=self.group,
+                events=unit.events,
+                answers=sum(len(drafts) for _, drafts in unit.answers),
+                dead=unit.dead,
+                parked=sum(len(lane.parked) for lane in self.lanes.values()),
+                lag=self.end - self.read + self.pending_events,
+                lanes=len(self.lanes),
+                duration_s=took_s,
+            )
+        )
 
     def handler(self, stored: Stored) -> Handler | None:
         """Whose an event is."""
@@ -252,6 +273,7 @@ class Strand:
         Raises:
             Restart: who returned it cannot be told; they are to be committed one by one.
         """
+        started = time.perf_counter()
         try:
             await unit.commit()
         except REFUSED as error:
@@ -264,6 +286,8 @@ class Strand:
             self._failed(unit, handler, lane, parked, stored, error)
             await unit.commit()
         self._desk.careful = max(self._desk.careful - unit.events, 0)
+        if unit.events:
+            self._desk.progressed(unit, time.perf_counter() - started)
 
     # --- one event after another -------------------------------------------------------------------------------------
 
@@ -368,7 +392,7 @@ class Strand:
         drafts: Sequence[Draft] = ()
         was_open = circuit.open
         try:
-            with driver.operation("handle"):
+            with driver.operation("handle") as traceparent:
                 try:
                     async with asyncio.timeout(handler.timeout_s):
                         drafts = context.outgoing(await handler.handle(events, context))
@@ -385,7 +409,8 @@ class Strand:
         if was_open != circuit.open:
             desk.changed.set()
         if error is None:
-            unit.drafts += drafts
+            if drafts:
+                unit.answers.append((traceparent, drafts))
             desk.tally.handled += len(events)
         else:
             desk.tally.failed += 1
@@ -403,12 +428,14 @@ class Strand:
             return
         node = self._driver.settings.node
         names = {"group": desk.group, "handler": handler.name, "node": node}
-        unit.drafts.append(dead_letter(handler.dead_letter, stored, attempts, error, **names))
+        unit.answers.append(("", [dead_letter(handler.dead_letter, stored, attempts, error, **names)]))
+        unit.dead += 1
         unit.park(lane, aggregate, parked.without_first())
         desk.tally.dead += 1
         logger.error("group %s: %s gave up %s: %s", desk.group, handler.name, stored.event.key, reason_of(error))
 
     def _observe(self, handler: Handler, events: Sequence[Stored], error: BaseException | None, took_s: float) -> None:
+        traces = traces_of(each.event for each in events)
         self._driver.observe(
             Handled(
                 node=self._driver.settings.node,
@@ -416,6 +443,8 @@ class Strand:
                 handler=handler.name,
                 events=len(events),
                 error="" if error is None else type(error).__name__,
+                traceparents=traces[:TRACES_MAX],
+                traces=len(traces),
                 duration_s=took_s,
             )
         )

@@ -28,8 +28,10 @@ class Unit:
     """
 
     def __init__(self, driver: Driver, group: str) -> None:
-        self.drafts: list[Draft] = []
+        self.answers: list[tuple[str, Sequence[Draft]]] = []
+        """What is written with it, by the trace context that it carries."""
         self.events = 0
+        self.dead = 0
         self.last: tuple[Handler, Lane, Parked, Stored] | None = None
         """Of a unit of one event: which one it is, and what of it was tried before."""
         self._driver = driver
@@ -41,7 +43,7 @@ class Unit:
         self._tx: Transaction | None = None
 
     def __bool__(self) -> bool:
-        return bool(self._moved or self._noted or self.drafts)
+        return bool(self._moved or self._noted or self.answers)
 
     @property
     def begun(self) -> bool:
@@ -105,8 +107,8 @@ class Unit:
                     if lane == number
                 ]
                 await tx.note_applied(lane_name(self._group, number), states)
-            if self.drafts:
-                await self._driver.write_in(tx, self.drafts)
+            for traceparent, drafts in self.answers:
+                await self._driver.write_in(tx, drafts, traceparent=traceparent)
         for number, position in self._moved.items():
             self._lanes[number].position = position
 

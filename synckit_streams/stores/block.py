@@ -27,6 +27,8 @@ class Block:
             raise Invalid(f"{leases!r:.80} is one lease", hint="transaction takes a list of them")
         self.leases = tuple(leases)
         self.over = False
+        self.ended_by = ""
+        """A statement in it that has ended its transaction."""
         self.prepared: list[Prepared] = []
         self.now_ms = 0
         self.appended: AppendResult | None = None

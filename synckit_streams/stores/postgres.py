@@ -35,7 +35,7 @@ from synckit_streams.stores.place_rows import run_of
 from synckit_streams.stores.postgres_leases import PostgresLeasing
 from synckit_streams.stores.postgres_life import Onlooker, Tenancy
 from synckit_streams.stores.postgres_line import Line, Link, Readers, require_asyncpg, translate
-from synckit_streams.stores.postgres_models import PostgresTransaction, applied_key
+from synckit_streams.stores.postgres_models import PostgresTransaction, applied_key, check_begun
 from synckit_streams.stores.postgres_rows import PostgresFacts, RowWriter, StreamNumbers
 from synckit_streams.stores.postgres_schema import check_name
 from synckit_streams.stores.postgres_url import parse_url
@@ -284,8 +284,8 @@ class PostgresStore(PostgresLeasing, LedgerStore):
         self.line.begin(self._begin_sql)
 
     def _check_begun(self) -> None:
-        if not self.line.in_transaction:
-            raise StoreUnavailable(f"{self.name}: the connection was lost, and with it the transaction")
+        if self._block is not None:
+            check_begun(self.line, self._block, self.name)
 
     def _end(self, *, commit: bool) -> None:
         if not commit:

@@ -6,12 +6,28 @@ from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from typing import Any
 
-from synckit_streams.errors import StoreError
+from synckit_streams.errors import StoreError, StoreUnavailable
 from synckit_streams.model.event import Offset
 from synckit_streams.stores.block import Appending, Block
 from synckit_streams.stores.commits import CommitQueue
 from synckit_streams.stores.postgres_line import STATEMENT_OWN_S, Line, translate
 from synckit_streams.stores.postgres_schema import Statements, check_name
+
+
+def check_begun(line: Line, block: Block, name: str) -> None:
+    """That the transaction of a block is still open.
+
+    Raises:
+        StoreError: a statement has ended it.
+        StoreUnavailable: it went with its connection.
+    """
+    if block.ended_by:
+        raise StoreError(
+            f"{block.ended_by[:80]!r} has ended the transaction",
+            hint="the store commits it when its `async with` block ends",
+        )
+    if not line.in_transaction:
+        raise StoreUnavailable(f"{name}: the connection was lost, and with it the transaction")
 
 
 class PostgresTransaction(Appending):
@@ -36,8 +52,7 @@ class PostgresTransaction(Appending):
         self._block.check()
 
         def translated() -> Any:
-            if not self._line.in_transaction:  # the connection was lost, or a statement has ended it
-                raise self._over(sql)
+            check_begun(self._line, self._block, self._name)
             try:
                 found = work()
             except Exception as error:
@@ -46,16 +61,11 @@ class PostgresTransaction(Appending):
                     failure = StoreError(f"{sql[:80]!r}: {error}", hint="nothing of the transaction is written")
                 raise failure from error
             if not self._line.in_transaction:
-                raise self._over(sql)
+                self._block.ended_by = sql
+                check_begun(self._line, self._block, self._name)
             return found
 
         return await self._queue.run(translated)
-
-    def _over(self, sql: str) -> StoreError:
-        return StoreError(
-            f"the transaction had ended before or with {sql[:80]!r}",
-            hint="the store commits it when its `async with` block ends",
-        )
 
     async def execute(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """See `Transaction`."""

@@ -33,6 +33,8 @@ MARK = "synckit-streams"
 SETTLE_S = 10.0
 """How long to try to learn what became of a commit whose connection was lost."""
 SETTLE_AGAIN_S = 0.05
+MEMBERS_TOGETHER = 100_000
+"""So many arguments has a command; the server takes a million. Even, since some come in pairs."""
 TRIES_MAX = 3
 """How often a commit is sent that turned out not to have arrived."""
 
@@ -446,6 +448,12 @@ def commands_of(
             sorted_out.append(key)
         else:
             sorted_in += (b"0", key)
-    commands += [("HDEL", rows, *gone)] * bool(gone) + [("ZREM", order, *sorted_out)] * bool(sorted_out)
-    commands += [("HSET", rows, *put)] * bool(put) + [("ZADD", order, *sorted_in)] * bool(sorted_in)
+    for verb, name, members in (
+        ("HDEL", rows, gone),
+        ("ZREM", order, sorted_out),
+        ("HSET", rows, put),
+        ("ZADD", order, sorted_in),
+    ):
+        parts = (members[at : at + MEMBERS_TOGETHER] for at in range(0, len(members), MEMBERS_TOGETHER))
+        commands += [(verb, name, *part) for part in parts]
     return commands, newest

@@ -141,6 +141,19 @@ async def test_what_does_not_fit_is_a_dead_letter_at_once(shop: Shop, body: Any)
     assert letter.data["attempts"] == 1
 
 
+async def test_what_no_handler_wants_is_a_dead_letter(shop: Shop) -> None:
+    subscriber = shop.subscriber("orders")
+
+    @subscriber(filter=lambda message: message.headers.get("kind") == "order")
+    async def bill(order: Order) -> None: ...
+
+    async with shop.running():
+        await shop.publish({"id": "o-1", "cents": 1}, "orders", headers={"kind": "order"})
+        await shop.publish({"id": "o-2", "cents": 1}, "orders", headers={"kind": "else"})
+        (letter,) = await shop.written("billing.dlq")
+    assert "SubscriberNotFound" in letter.data["error"]
+
+
 async def test_a_value_error_of_the_handlers_own_is_tried_again(shop: Shop) -> None:
     calls = 0
 

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+import pytest
 
 from synckit_streams import Draft, SyncNode
+from synckit_streams.testing import NatsServer
 
 SERVICE = Path(__file__).parent / "service.py"
 DEADLINE_S = 60.0
@@ -180,3 +182,44 @@ async def test_workers_that_come_go_and_die(database: str, tmp_path: Path) -> No
         assert numbers == sorted(numbers), id
         if id.startswith("o-"):
             assert numbers == sorted(set(numbers))
+
+
+@pytest.mark.slow
+async def test_workers_and_their_broker_are_killed_under_load(
+    database: str, nats_server: NatsServer, tmp_path: Path
+) -> None:
+    """Forty kills of workers and of the broker while orders come over it: each order is billed once, in order, and its
+    invoice comes back over the broker once."""
+    seed = random.SystemRandom().randrange(2**32)
+    dice = random.Random(seed)
+    till = SyncNode("till", store="memory:", connectors=[nats_server.url], topics=["orders", "invoices"])
+    async with till, workers(database, nats_server.url, tmp_path / "effects", 2) as shared:
+        await till.start_auto_sync(interval_s=1.0, timeout_s=5.0)
+        written = 0
+        for kill in range(40):
+            await till.append_many([order(f"o-{n % 40}", n) for n in range(written, written + 20)])
+            written += 20
+            if kill % 5 == 4:
+                await asyncio.to_thread(nats_server.kill)
+                await asyncio.to_thread(nats_server.start)
+            else:
+                await shared.kill(dice.choice(shared.running))
+                await shared.start()
+
+        async def all_billed() -> bool:
+            return len(await bills(database)) >= written
+
+        await until(all_billed, f"seed {seed}: every order is billed")
+
+        async def all_back() -> bool:
+            return len([None async for _ in till.log("invoices")]) >= written
+
+        await until(all_back, f"seed {seed}: every invoice is back")
+        await shared.end()
+        assert sorted(await bills(database)) == sorted(f"o-{n % 40}/{n}" for n in range(written)), f"seed {seed}"
+        found: dict[str, list[int]] = defaultdict(list)
+        async for stored in till.log("invoices"):
+            found[stored.event.aggregate_id].append(stored.event.data["n"])
+        assert sum(map(len, found.values())) == written
+    for id, numbers in (await invoices(database)).items():
+        assert numbers == sorted(set(numbers)), f"seed {seed}: {id}"

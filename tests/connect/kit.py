@@ -61,7 +61,7 @@ async def move_once(*files: Path, environment: Mapping[str, str] | None = None) 
         await runner.wait()
         return list(runner.standings())
     finally:
-        await runner.close()
+        await runner.stop()
 
 
 @asynccontextmanager
@@ -72,7 +72,7 @@ async def moving(*files: Path, environment: Mapping[str, str] | None = None) -> 
     try:
         yield runner
     finally:
-        await runner.close()
+        await runner.stop()
 
 
 async def until(is_so: Callable[[], bool | Awaitable[bool]], *, within_s: float = SOON_S) -> None:

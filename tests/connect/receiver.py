@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -20,6 +21,8 @@ class Receiver:
         self.taken: list[dict[str, Any]] = []
         self.batches: list[list[dict[str, Any]]] = []
         self.headers: list[dict[str, str]] = []
+        self.hangs = 0
+        """So many batches are not answered."""
         self.answer: Callable[[list[dict[str, Any]]], Answer] = lambda batch: (204, {})
 
     async def take(self, request: web.Request) -> web.Response:
@@ -27,6 +30,9 @@ class Receiver:
         batch = json.loads(await request.text())
         self.batches.append(batch)
         self.headers.append({name.lower(): value for name, value in request.headers.items()})
+        if self.hangs:
+            self.hangs -= 1
+            await asyncio.Event().wait()
         status, headers = self.answer(batch)
         if 200 <= status < 300:
             self.taken += batch
@@ -39,7 +45,7 @@ async def receiving() -> AsyncIterator[Receiver]:
     receiver = Receiver()
     app = web.Application()
     app.router.add_post("/take", receiver.take)
-    runner = web.AppRunner(app)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     try:
         site = web.TCPSite(runner, "127.0.0.1", 0)

@@ -90,3 +90,25 @@ async def test_what_one_pipeline_wrote_another_reads(tmp_path: Path) -> None:
     events = await events_of(f"sqlite:///{tmp_path}/shop.db")
     assert numbers(events) == list(range(5))
     assert {event.type for event in events} == {"order.placed"}
+
+
+async def test_two_records_with_one_id_are_both_written(tmp_path: Path) -> None:
+    """Only what is the same in everything is the same."""
+    path = tmp_path / "out.jsonl"
+    sink = FileSink(path)
+    for _ in range(2):
+        await sink.open()
+        await written(sink, record(1, b'"a"'), record(1, b'"b"'), record(1, b'"a"'))
+        await sink.close()
+    assert [json.loads(line)["data"] for line in path.read_text().splitlines()] == ["a", "b"]
+
+
+async def test_notes_and_schema_version_travel_along(tmp_path: Path) -> None:
+    """As extensions of the CloudEvent."""
+    path = tmp_path / "out.jsonl"
+    sink = FileSink(path)
+    await sink.open()
+    await written(sink, Record(id="r", type="t", aggregate_id="a", payload=b"1", metadata={"by": 7}, schema_version=3))
+    await sink.close()
+    line = json.loads(path.read_text())
+    assert (json.loads(line["skmeta"]), line["skver"]) == ({"by": 7}, 3)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from synckit_streams import SyncNode
 from tests.connect.kit import (
     assert_each_once,
     declare,
@@ -174,3 +175,24 @@ async def test_a_topic_takes_records_while_no_broker_is_there(tmp_path: Path) ->
     assert (standing.state, standing.moved) == ("failed", 5)
     assert "SK401" in standing.error
     assert numbers(await events_of(f"sqlite:///{tmp_path}/pipelines.state/in.sink.db")) == [0, 1, 2, 3, 4]
+
+
+async def test_two_records_with_one_id_have_two_dead_letters(tmp_path: Path) -> None:
+    """Whatever a producer gets wrong, neither is lost."""
+    write_lines(tmp_path / "orders.jsonl", [order(n, id="a") for n in range(4)])
+    pipeline = from_file()
+    pipeline["source"]["id"] = "/id"
+    (standing,) = await move_once(declare(tmp_path, pipeline))
+    assert (standing.moved, standing.dead) == (1, 3)
+    dead = letters(tmp_path / "pipelines.state" / "in.dead.jsonl")
+    assert [json.loads(each["original"]["raw"])["n"] for each in dead] == [1, 2, 3]
+
+
+async def test_the_store_of_a_node_is_not_taken_for_a_position(tmp_path: Path) -> None:
+    """It would become another node's."""
+    async with SyncNode("shop", store=f"sqlite:///{tmp_path}/shop.db"):
+        pass
+    sink = {"kind": "file", "path": "out.jsonl"}
+    (standing,) = await move_once(declare(tmp_path, from_file(store="sqlite:///shop.db", sink=sink)))
+    assert standing.state == "failed"
+    assert "belongs to the node 'shop'" in standing.error

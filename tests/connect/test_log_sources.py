@@ -13,7 +13,6 @@ from tests.connect.kit import (
     assert_each_once,
     declare,
     events_of,
-    letters,
     move_once,
     moving,
     numbers,
@@ -104,23 +103,3 @@ async def test_from_topic_to_topic_over_a_real_broker(
     events = await taken_from(url, target, 30, tmp_path)
     assert_each_once(numbers(events), range(30))
     assert {event.id for event in events} == {f"order-{n}" for n in range(30)}
-
-
-async def test_two_pipelines_of_a_group_divide_a_topic(tmp_path: Path, nats_url: str) -> None:
-    """Each event goes by one of them."""
-    topic = f"orders-{uuid.uuid4().hex[:8]}"
-    files = []
-    for number in (1, 2):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        source = {"kind": "topic", "connector": nats_url, "topic": topic, "group": "copy"}
-        files.append(declare(folder, {"name": f"copy-{number}", "source": source, "sink": outbox_to_file()["sink"]}))
-    async with SyncNode(
-        "writer", store=f"sqlite:///{tmp_path}/writer.db", connectors=[nats_url], topics=[topic]
-    ) as node:
-        await node.append_many([draft(n, topic) for n in range(50)])
-        await node.sync()
-        async with moving(*files) as runner:
-            await until(lambda: sum(each.moved for each in runner.standings()) == 50)
-    found = [line["n"] for number in (1, 2) for line in letters(tmp_path / str(number) / "out.jsonl")]
-    assert_each_once(found, range(50))

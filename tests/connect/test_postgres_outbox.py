@@ -142,7 +142,7 @@ async def test_a_second_process_waits_for_the_first(tmp_path: Path, outbox: str)
         async with moving(declare(tmp_path / "other", from_outbox(outbox))) as second:
             await until(lambda: "another process" in second.standings()[0].error)
             assert second.standings()[0].state == "failed"
-            await first.close()
+            await first.stop()
             async with connected(outbox) as connection:
                 await put(connection, 1)
             await until(lambda: second.standings()[0].moved == 1)

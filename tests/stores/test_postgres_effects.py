@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
-from synckit_streams.errors import LeaseLost, StoreBusy, StoreError
+from synckit_streams.errors import LeaseLost, StoreBusy, StoreError, StoreUnavailable
 from synckit_streams.model.event import Offset
 from synckit_streams.stores.postgres import PostgresStore
 from synckit_streams.testing.store_contract import NOW_MS, audit, draft
@@ -160,6 +161,38 @@ async def test_a_failed_statement_takes_the_events_with_it(database: str) -> Non
             await swallow()
         assert await audit(store) == []
         assert (await store.append([draft()], now_ms=NOW_MS)).appended[0].event.seq == 1
+
+
+async def test_a_connection_that_is_lost_between_two_statements_is_unavailable(database: str) -> None:
+    """So that whoever handles it tries again; what ended the transaction himself need not."""
+    async with opened(database) as store:
+
+        async def lose() -> None:
+            async with store.transaction() as tx:
+                await tx.append([draft()], now_ms=NOW_MS)
+                ((process,),) = await tx.execute("SELECT pg_backend_pid()")
+                await run_sql(database, "SELECT pg_terminate_backend($1)", process)
+                async with asyncio.timeout(20):
+                    while store.line.in_transaction:  # its driver hears of it when it looks
+                        with suppress(StoreUnavailable):
+                            await tx.set_offset("handler", Offset(store.id, 1))
+                await tx.set_offset("handler", Offset(store.id, 2))
+
+        async def end_it() -> None:
+            async with store.transaction() as tx:
+                await tx.append([draft()], now_ms=NOW_MS)
+                with pytest.raises(StoreError):
+                    await tx.execute("ROLLBACK")
+                await tx.set_offset("handler", Offset(store.id, 2))
+
+        with pytest.raises(StoreUnavailable) as raised:
+            await lose()
+        assert raised.value.retryable
+        with pytest.raises(StoreError, match="'ROLLBACK' has ended") as ended:
+            await end_it()
+        assert not ended.value.retryable
+        assert await audit(store) == []
+        assert await store.offsets() == {}
 
 
 async def test_a_page_of_notes_is_found_by_an_index(database: str) -> None:

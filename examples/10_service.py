@@ -1,8 +1,8 @@
 """A small service: an order comes in, an invoice goes out, and a read model says what every customer owes.
 
-Run it: python examples/09_service.py
-Over a real broker: CONNECTOR=nats://127.0.0.1:4222 python examples/09_service.py (or kafka://…, redis://…)
-As a service, with metrics and health: cd examples && CONNECTOR=nats://127.0.0.1:4222 synckit run 09_service:app
+Run it: python examples/10_service.py
+Over a real broker: CONNECTOR=nats://127.0.0.1:4222 python examples/10_service.py (or kafka://…, redis://…)
+As a service, with metrics and health: cd examples && CONNECTOR=nats://127.0.0.1:4222 synckit run 10_service:app
 """
 
 import asyncio
