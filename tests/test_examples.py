@@ -75,6 +75,15 @@ SAYS = {
         "  order.paid o-1 without mail",
         "dead: this is no JSON",
     ],
+    "10_service.py": [
+        "o-1: an invoice to Ada",
+        "o-2: an invoice to Bob",
+        "o-3: an invoice to Ada",
+        "o-4: given up at attempt 1",
+        "owed: {'Ada': 1200, 'Bob': 250000}",
+        "o-5: an invoice to Bob",
+        "owed: {'Ada': 1200, 'Bob': 250001}",
+    ],
 }
 
 

@@ -15,7 +15,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any, TypeVar
 
-from synckit_streams.app.declared import DeclaredHandler, DeclaredProjection, Middleware, Options, checked_topics
+from synckit_streams.app.declared import (
+    DeclaredHandler,
+    DeclaredProjection,
+    Middleware,
+    Options,
+    check_coroutine,
+    checked_topics,
+)
 from synckit_streams.app.upcasting import Upcasters
 from synckit_streams.errors import ConfigError, HandlerError, StoreError
 from synckit_streams.ports.connector import Connector
@@ -25,7 +32,7 @@ from synckit_streams.runtime.group import Group
 from synckit_streams.runtime.keeping import LEASE_S
 from synckit_streams.runtime.node import SyncNode
 from synckit_streams.runtime.registry import store_for
-from synckit_streams.runtime.settings import check_seconds
+from synckit_streams.runtime.settings import check_list, check_seconds
 
 logger = logging.getLogger("synckit_streams")
 
@@ -67,6 +74,9 @@ class App:
         **node: Any,
     ) -> None:
         check_seconds("worker_lease_s", worker_lease_s)
+        check_list("connectors", connectors, '["nats://127.0.0.1:4222"]')
+        check_list("topics", topics, '["orders"]')
+        check_list("middleware", middleware, "[timed]")
         self.name = name
         self._lease_s = worker_lease_s
         self.handlers: list[DeclaredHandler] = []
@@ -114,6 +124,8 @@ class App:
         Raises:
             ConfigError: the function cannot be called like that, or a setting is wrong.
         """
+        if callable(topics):
+            raise ConfigError("@app.handler has no topic", hint='for example @app.handler("orders")')
         if how.keys() - _HOW:
             raise ConfigError(
                 f"@app.handler has no option {', '.join(sorted(how.keys() - _HOW))}",
@@ -179,6 +191,9 @@ class App:
             ConfigError: it is no coroutine function of two parameters, or the name is taken.
         """
 
+        if callable(name):
+            raise ConfigError("@app.projection has no name", hint='for example @app.projection("daily_sales")')
+
         def declare(function: Callable[..., Awaitable[None]]) -> DeclaredProjection:
             if any(each.name == name for each in self.projections):
                 raise ConfigError(f"there are two projections {name!r}", hint="each keeps its place under its name")
@@ -205,12 +220,22 @@ class App:
         return declare
 
     def on_startup(self, hook: Hook) -> Hook:
-        """Run this coroutine function when the store is open, before the first event."""
+        """Run this coroutine function when the store is open, before the first event.
+
+        Raises:
+            ConfigError: it is no coroutine function.
+        """
+        check_coroutine("what is to run first", hook)
         self._startup.append(hook)
         return hook
 
     def on_shutdown(self, hook: Hook) -> Hook:
-        """Run this coroutine function when the last event is done, before the store is closed."""
+        """Run this coroutine function when the last event is done, before the store is closed.
+
+        Raises:
+            ConfigError: it is no coroutine function.
+        """
+        check_coroutine("what is to run last", hook)
         self._shutdown.append(hook)
         return hook
 

@@ -9,6 +9,7 @@ message.
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -75,6 +76,14 @@ class Signature:
         self.function = function
         self.name = getattr(function, "__name__", type(function).__name__)
         self._batch = batch
+        # What runs: of a wrapped or partial function that one, of a callable object its method.
+        self._body = inspect.unwrap(function.func if isinstance(function, functools.partial) else function)
+        if not inspect.isroutine(self._body):
+            self._body = type(function).__call__
+        if inspect.isclass(function):
+            raise self._wrong("is a class", "put @app.handler(…) above a function")
+        if inspect.isgeneratorfunction(self._body) or inspect.isasyncgenfunction(self._body):
+            raise self._wrong("is a generator", "return its drafts as a list")
         hints = self._hints()
         dependent = False
         events: list[str] = []
@@ -85,6 +94,10 @@ class Signature:
                 dependent = True
             elif annotation is HandlerContext:
                 self._context = name
+            elif HandlerContext in get_args(annotation):
+                raise self._wrong(f"says that {name} may be something else", f"{name}: HandlerContext")
+            elif parameter.kind is parameter.POSITIONAL_ONLY:
+                raise self._wrong(f"takes {name} by its position only", "leave out the / among its parameters")
             elif parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 raise self._wrong(f"takes *{name}", "name each parameter")
             elif parameter.default is parameter.empty:
@@ -99,19 +112,22 @@ class Signature:
         self.model = self._model(hints.get(self._event, Any))
         version = getattr(self.model, "schema_version", None)
         self.version = version if isinstance(version, int) else 0
-        self._decode = decoder(self.model)
-        self._async = inspect.iscoroutinefunction(inspect.unwrap(function))
+        try:
+            self._decode = decoder(self.model)
+        except ConfigError as error:
+            if not batch and get_origin(self.model) is list:
+                raise self._wrong(f"takes a {self.model!r}", "to give it several events at once say batch=…") from error
+            raise self._wrong(f"has an event's parameter that cannot be: {error.message}", error.hint) from error
+        self._async = inspect.iscoroutinefunction(self._body)
         self._injected = self._inject(provider) if dependent else None
 
     def _hints(self) -> dict[str, Any]:
         try:
-            return get_type_hints(self.function, include_extras=True)
+            return get_type_hints(self._body, include_extras=True)
         except NameError as error:
             raise self._wrong(
                 f"has an annotation that is not known: {error}", "import it at the module's top"
             ) from error
-        except TypeError:  # a callable object
-            return get_type_hints(type(self.function).__call__, include_extras=True)
 
     def _wrong(self, what: str, hint: str) -> ConfigError:
         return ConfigError(f"the handler {self.name!r} {what}", hint=hint)

@@ -106,6 +106,12 @@ class DeclaredHandler:
             )
         if options.timeout_s is not None:
             check_seconds(f"{whose}: timeout_s", options.timeout_s)
+        for option, kind in (("retry", Retry), ("breaker", Breaker)):
+            if not isinstance(getattr(options, option), kind):
+                raise ConfigError(
+                    f"{whose}: {option}={getattr(options, option)!r:.80}",
+                    hint=f"for example {option}={kind.__name__}()",
+                )
         options.retry.check(whose)
         options.breaker.check(whose)
         if self.dead_letter in self.topics:
@@ -155,7 +161,7 @@ class DeclaredProjection:
         name: str,
         *,
         topics: Sequence[str],
-        types: Sequence[str],
+        types: Sequence[str] | str,
         batch: int,
         resolved: bool,
         reset: Callable[[Transaction], Awaitable[None]] | None,
@@ -170,7 +176,7 @@ class DeclaredProjection:
             raise ConfigError(f"{whose}: batch={batch}", hint=f"at most {BATCH_MAX} events go into one call")
         self.name = name
         self.topics = checked_topics(topics, whose) if topics else ()
-        self.types = tuple(types)
+        self.types = (types,) if isinstance(types, str) else tuple(types)
         self.batch = batch
         self.resolved = resolved
         self._function = function
@@ -186,9 +192,25 @@ class DeclaredProjection:
             await self._reset(tx)
 
     def on_reset(self, function: Callable[[Transaction], Awaitable[None]]) -> Callable[[Transaction], Awaitable[None]]:
-        """A decorator for what makes the read model empty: its tables included, if they are not there yet."""
+        """A decorator for what makes the read model empty: its tables included, if they are not there yet.
+
+        Raises:
+            ConfigError: it is no coroutine function.
+        """
+        check_coroutine(f"what empties the projection {self.name!r}", function)
         self._reset = function
         return function
+
+
+def check_coroutine(what: str, function: Any) -> None:
+    """That it can be awaited.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if not inspect.iscoroutinefunction(function):
+        named = getattr(function, "__name__", repr(function)[:80])
+        raise ConfigError(f"{what}, {named}, is no coroutine function", hint="write async def")
 
 
 def checked_topics(topics: Sequence[str] | str, whose: str) -> tuple[str, ...]:

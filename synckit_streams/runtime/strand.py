@@ -391,15 +391,18 @@ class Strand:
         error: BaseException | None = None
         drafts: Sequence[Draft] = ()
         was_open = circuit.open
+        limit = asyncio.timeout(handler.timeout_s)
         try:
             with driver.operation("handle") as traceparent:
                 try:
-                    async with asyncio.timeout(handler.timeout_s):
+                    async with limit:
                         drafts = context.outgoing(await handler.handle(events, context))
                 except BaseException as raised:
                     if is_cancelled() or (isinstance(raised, STORE_AWAY) and unit.begun):
                         raise
                     error = raised
+                    if isinstance(raised, TimeoutError) and limit.expired():
+                        raised.args = (f"the handler did not end within {handler.timeout_s:g} s",)
                     await unit.roll_back()
                 self._observe(handler, events, error, time.perf_counter() - started)
         finally:

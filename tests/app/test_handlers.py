@@ -253,6 +253,20 @@ async def test_whatever_it_raises_is_a_failure(raised: BaseException) -> None:
     assert tries == 3
 
 
+async def test_what_does_not_end_is_a_failure_that_says_so() -> None:
+    app = app_of()
+
+    @app.handler("orders", retry=Retry(max_attempts=1), timeout_s=0.05)
+    async def note(event: Event) -> None:
+        await asyncio.Event().wait()
+
+    async with TestApp(app) as t:
+        await t.publish(placed(1))
+        await t.drain()
+        (letter,) = t.published("billing.dlq")
+        assert letter.data["error"] == "TimeoutError: the handler did not end within 0.05 s"
+
+
 @pytest.mark.parametrize(
     "answer",
     [
