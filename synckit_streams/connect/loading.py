@@ -71,8 +71,13 @@ def files_in(paths: Sequence[Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def load(paths: Sequence[Path], environment: Mapping[str, str]) -> Loaded:
+def load(paths: Sequence[Path], environment: Mapping[str, str], state: Path | None = None) -> Loaded:
     """Read and check files and folders of pipelines.
+
+    Args:
+        paths: Files, and folders of them.
+        environment: The variables that they may name.
+        state: Where their state folders are; None is beside each file.
 
     Raises:
         ConfigError: a file is not there, or cannot be read.
@@ -95,7 +100,7 @@ def load(paths: Sequence[Path], environment: Mapping[str, str]) -> Loaded:
             continue
         document = Document(file, text, environment)
         first = list(document.problems)
-        declared += _declared(document, Places(file), known)
+        declared += _declared(document, Places(file, state), known)
         # Of one place the first: what a missing variable would have said may look wrong as well.
         places = {(each.line, each.column) for each in first}
         problems += first + [each for each in document.problems if (each.line, each.column) not in places]
