@@ -201,7 +201,9 @@ class Inbox:
             await once.roll_back()
             if once.overtaken:
                 return [part]
-            if is_cancelled() or isinstance(raised, (*STORE_AWAY, StoreClosed, *self._passing)):
+            if is_cancelled() or isinstance(raised, self._passing):
+                raise
+            if once.begun and isinstance(raised, (*STORE_AWAY, StoreClosed)):  # ours, and not one that the work has
                 raise
             error = raised
         self._tell(part, error, time.perf_counter() - started)
@@ -350,6 +352,7 @@ class _Once:
     """One transaction of an inbox, which begins when somebody needs it, and commits once a delivery in all."""
 
     def __init__(self, inbox: Inbox, driver: Driver, part: Sequence[Delivery]) -> None:
+        self.begun = False
         self.overtaken = False
         self._inbox = inbox
         self._driver = driver
@@ -364,6 +367,7 @@ class _Once:
             AlreadyDone: one of the deliveries is done.
         """
         if self._tx is None:
+            self.begun = True
             self._tx = tx = await self._stack.enter_async_context(self._driver.transaction())
             if self._driver.store.features.shared:
                 for number in self._locks():

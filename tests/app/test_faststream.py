@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -139,6 +140,19 @@ async def test_what_does_not_fit_is_a_dead_letter_at_once(shop: Shop, body: Any)
         await shop.publish(body, "orders", headers=named("e-1"))
         (letter,) = await shop.written("billing.dlq")
     assert letter.data["attempts"] == 1
+
+
+async def test_a_handler_that_never_returns_has_failed() -> None:
+    shop = kafka(timeout_s=0.01)
+
+    @shop.subscriber("orders")
+    async def bill(order: Order) -> None:
+        await asyncio.Event().wait()
+
+    async with shop.running():
+        await shop.publish({"id": "o-1", "cents": 1}, "orders", headers=named("e-1"))
+        (letter,) = await shop.written("billing.dlq")
+    assert (letter.data["attempts"], letter.data["error"]) == (3, "TimeoutError: ")
 
 
 async def test_what_no_handler_wants_is_a_dead_letter(shop: Shop) -> None:
@@ -357,6 +371,7 @@ async def test_the_notes_are_let_go_when_they_are_old() -> None:
         (lambda: Inbox(SyncNode("a", store="memory:"), KafkaBroker(), name="n" * 10_000), "the inbox"),
         (lambda: Inbox(SyncNode("a", store="memory:"), KafkaBroker(), dead_letter=" \0"), "the inbox"),
         (lambda: Inbox(SyncNode("a", store="memory:"), KafkaBroker(), remember_s=-1), "remember_s"),
+        (lambda: Inbox(SyncNode("a", store="memory:"), KafkaBroker(), timeout_s=-1), "timeout_s"),
         (lambda: Inbox(SyncNode("a", store="memory:"), KafkaBroker(), retry=Retry(0)), "max_attempts"),
     ],
 )

@@ -98,6 +98,16 @@ async def test_a_store_that_is_away_burns_no_attempts() -> None:
     assert set(attempts) == {1}
 
 
+async def test_a_store_of_the_works_own_that_is_away_is_its_failure() -> None:
+    async def work(attempt: Attempt) -> Sequence[Draft]:
+        raise StoreUnavailable("some other server")
+
+    async with SyncNode("billing", store="memory:") as node:
+        await asyncio.wait_for(inbox_of(node).handle([delivery()], work), DEADLINE_S)
+        (letter,) = await written(node, "billing.dlq")
+    assert letter.data["attempts"] == 3
+
+
 async def test_failures_are_counted_over_a_restart() -> None:
     """The third attempt is the last one, though the process died after the second."""
     disk = MemoryStore().disk
