@@ -44,6 +44,7 @@ __all__ = [
     "StreamMessage",
     "doubled",
     "encode_message",
+    "is_batch",
     "keep_alive",
     "singles",
     "subscriber_name",
@@ -87,6 +88,12 @@ def singles(message: StreamMessage[Any]) -> list[Single]:
         of(each, {str(name): str(value) for name, value in head.items()})
         for each, head in zip(several, heads, strict=True)
     ]
+
+
+def is_batch(message: StreamMessage[Any]) -> bool:
+    """Whether the handler takes a list. On Redis FastStream asks for batches, too, as for single messages."""
+    raw = message.raw_message
+    return isinstance(raw["data"] if isinstance(raw, Mapping) else raw, list | tuple)
 
 
 def unparsed(raw: Any) -> list[Single]:
