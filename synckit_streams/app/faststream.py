@@ -33,6 +33,7 @@ from synckit_streams.app.faststream_internals import (
     unparsed,
     unreliable,
     untaken,
+    unwanted,
 )
 from synckit_streams.errors import ConfigError, StoreClosed, SyncKitError, Unfit
 from synckit_streams.model.codec import NAME_BYTES_MAX, check_text, check_topic
@@ -237,7 +238,7 @@ class _Call(BaseMiddleware):
         message from ever coming to a handler, since a broker that is refused it would give it again and again."""
         if isinstance(error, Settled):
             return True
-        if self._parsed or not isinstance(error, Exception) or isinstance(error, IgnoredException):
+        if self._parsed or error is None or not unwanted(error):
             return await super().__aexit__(kind, error, trace)
         await self._inbox.give_up(self.msg, self.context, error)
         return True

@@ -19,7 +19,7 @@ try:
     from faststream import AckPolicy, BaseMiddleware, Context, StreamMessage
     from faststream._internal.endpoint.subscriber.usecase import SubscriberUsecase
     from faststream._internal.parser import BatchCodecProto, CodecProto
-    from faststream.exceptions import AckMessage, IgnoredException, NackMessage
+    from faststream.exceptions import AckMessage, IgnoredException, NackMessage, SubscriberNotFound
     from faststream.message import encode_message
 except ModuleNotFoundError as error:
     if (error.name or "").partition(".")[2]:
@@ -52,6 +52,7 @@ __all__ = [
     "unparsed",
     "unreliable",
     "untaken",
+    "unwanted",
 ]
 
 _REDIS_EVENT = b"ce-specversion"
@@ -202,6 +203,11 @@ def untaken(error: BaseException) -> bool:
     if not isinstance(error, ValueError | TypeError):
         return False
     return all(name.partition(".")[0] in _LIBRARIES for name in _modules(error.__traceback__))
+
+
+def unwanted(error: BaseException) -> bool:
+    """Whether no handler could be found for a message, because it could not be read or because none wants it."""
+    return isinstance(error, SubscriberNotFound) or untaken(error)
 
 
 def _modules(trace: TracebackType | None) -> Iterator[str]:
