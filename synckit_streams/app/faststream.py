@@ -160,6 +160,7 @@ class Inbox:
         answers: list[Any] = []
 
         async def work(attempt: Attempt) -> Sequence[Draft]:
+            answers.clear()  # of an attempt that did not commit
             part = subset(message, [numbers[id(each)] for each in attempt.deliveries])
             part.clear_cache()
             given = {
