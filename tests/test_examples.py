@@ -84,6 +84,13 @@ SAYS = {
         "o-5: an invoice to Bob",
         "owed: {'Ada': 1200, 'Bob': 250001}",
     ],
+    "15_faststream.py": [
+        "billed o-1: 100 cents",
+        "billed o-3: 300 cents",
+        "invoices: ['o-1', 'o-3']",
+        "dead letter: o-2 3 RuntimeError: a negative amount",
+        "bills: [('o-1', 100), ('o-3', 300)]",
+    ],
 }
 
 

@@ -11,7 +11,7 @@ tried. An `App` has neither limit, since its handlers read the log.
 
 from __future__ import annotations
 
-import logging
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
@@ -33,6 +33,7 @@ from synckit_streams.app.faststream_internals import (
     unparsed,
     unreliable,
     untaken,
+    unwanted,
 )
 from synckit_streams.errors import ConfigError, StoreClosed, SyncKitError, Unfit
 from synckit_streams.model.codec import NAME_BYTES_MAX, check_text, check_topic
@@ -45,8 +46,6 @@ from synckit_streams.runtime.policy import Retry
 from synckit_streams.runtime.settings import check_seconds
 
 __all__ = ["CurrentEvent", "EventCodec", "IdempotencyKey", "Inbox", "Tx"]
-
-logger = logging.getLogger("synckit_streams")
 
 Tx = Annotated[OneTransaction, Context("synckit_tx")]
 """A handler's parameter: the store's transaction. Its effect, its events and the note of the message commit in it."""
@@ -67,6 +66,7 @@ class Inbox:
         broker: A KafkaBroker, NatsBroker or RedisBroker.
         name: Of the inbox; the node's by default. Workers that share a store share it, too.
         retry: When a handler raises.
+        timeout_s: Longest time for one call, in seconds: then it has failed. None is for ever.
         dead_letter: Topic for what is given up; `<name>.dlq` by default.
         remember_s: For how long, at least, it is known what was done, in seconds.
         at_most_once: Also take subscribers of which the broker is told before the commit (`ACK_FIRST`, `MANUAL`, and
@@ -83,6 +83,7 @@ class Inbox:
         *,
         name: str = "",
         retry: Retry = Retry(),  # noqa: B008 - frozen
+        timeout_s: float | None = 30.0,
         dead_letter: str = "",
         remember_s: float = REMEMBER_S,
         at_most_once: bool = False,
@@ -92,6 +93,7 @@ class Inbox:
         self.dead_letter = dead_letter or f"{self.name}.dlq"
         self._broker = broker
         self._retry = retry
+        self._timeout_s = timeout_s
         self._remember_s = remember_s
         self._at_most_once = at_most_once
         self._inbox: runtime.Inbox | None = None
@@ -102,6 +104,8 @@ class Inbox:
             raise ConfigError(f"the inbox {self.name!r}: {error.message}") from error
         retry.check(f"the inbox {self.name!r}")
         check_seconds("remember_s", remember_s)
+        if timeout_s is not None:
+            check_seconds("timeout_s", timeout_s)
         if not hasattr(broker, "add_middleware"):
             raise ConfigError(f"{broker!r:.80} is no broker of FastStream's", hint="Inbox(node, KafkaBroker(…))")
         broker.add_middleware(self)
@@ -156,6 +160,7 @@ class Inbox:
         answers: list[Any] = []
 
         async def work(attempt: Attempt) -> Sequence[Draft]:
+            answers.clear()  # of an attempt that did not commit
             part = subset(message, [numbers[id(each)] for each in attempt.deliveries])
             part.clear_cache()
             given = {
@@ -165,7 +170,8 @@ class Inbox:
             }
             try:
                 with context.scopes(given.items()):
-                    answer = await call_next(part)
+                    async with asyncio.timeout(self._timeout_s):
+                        answer = await call_next(part)
             except AckMessage:
                 return []  # the handler says: done
             except Exception as error:
@@ -233,7 +239,7 @@ class _Call(BaseMiddleware):
         message from ever coming to a handler, since a broker that is refused it would give it again and again."""
         if isinstance(error, Settled):
             return True
-        if self._parsed or not isinstance(error, Exception) or isinstance(error, IgnoredException):
+        if self._parsed or error is None or not unwanted(error):
             return await super().__aexit__(kind, error, trace)
         await self._inbox.give_up(self.msg, self.context, error)
         return True

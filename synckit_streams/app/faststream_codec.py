@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from synckit_streams.app.faststream_internals import Single, StreamMessage, encode_message, singles
+from synckit_streams.app.faststream_internals import Single, StreamMessage, encode_message, is_batch, singles
 from synckit_streams.errors import PayloadUndecodable, SyncKitError, Unfit
 from synckit_streams.model.cloudevent import KAFKA_PREFIX, PREFIX, from_headers, from_structured, to_structured
 from synckit_streams.model.codec import event_hash
@@ -35,11 +35,13 @@ class EventCodec:
         self._events = events
 
     async def decode(self, msg: StreamMessage[Any]) -> Any:
-        """FastStream's: one message.
+        """FastStream's: one message, or a batch on Redis.
 
         Raises:
             Unfit: it is no JSON, or a frame of many events.
         """
+        if is_batch(msg):
+            return await self.decode_batch(msg)
         return self._decoded(singles(msg)[0])
 
     async def decode_batch(self, msg: StreamMessage[Any]) -> list[Any]:

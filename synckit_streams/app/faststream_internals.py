@@ -19,7 +19,7 @@ try:
     from faststream import AckPolicy, BaseMiddleware, Context, StreamMessage
     from faststream._internal.endpoint.subscriber.usecase import SubscriberUsecase
     from faststream._internal.parser import BatchCodecProto, CodecProto
-    from faststream.exceptions import AckMessage, IgnoredException, NackMessage
+    from faststream.exceptions import AckMessage, IgnoredException, NackMessage, SubscriberNotFound
     from faststream.message import encode_message
 except ModuleNotFoundError as error:
     if (error.name or "").partition(".")[2]:
@@ -44,6 +44,7 @@ __all__ = [
     "StreamMessage",
     "doubled",
     "encode_message",
+    "is_batch",
     "keep_alive",
     "singles",
     "subscriber_name",
@@ -51,6 +52,7 @@ __all__ = [
     "unparsed",
     "unreliable",
     "untaken",
+    "unwanted",
 ]
 
 _REDIS_EVENT = b"ce-specversion"
@@ -87,6 +89,12 @@ def singles(message: StreamMessage[Any]) -> list[Single]:
         of(each, {str(name): str(value) for name, value in head.items()})
         for each, head in zip(several, heads, strict=True)
     ]
+
+
+def is_batch(message: StreamMessage[Any]) -> bool:
+    """Whether the handler takes a list. On Redis FastStream asks for batches, too, as for single messages."""
+    raw = message.raw_message
+    return isinstance(raw["data"] if isinstance(raw, Mapping) else raw, list | tuple)
 
 
 def unparsed(raw: Any) -> list[Single]:
@@ -195,6 +203,11 @@ def untaken(error: BaseException) -> bool:
     if not isinstance(error, ValueError | TypeError):
         return False
     return all(name.partition(".")[0] in _LIBRARIES for name in _modules(error.__traceback__))
+
+
+def unwanted(error: BaseException) -> bool:
+    """Whether no handler could be found for a message, because it could not be read or because none wants it."""
+    return isinstance(error, SubscriberNotFound) or untaken(error)
 
 
 def _modules(trace: TracebackType | None) -> Iterator[str]:

@@ -42,6 +42,15 @@ def connect(
     files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="Files of pipelines, or folders of them")],
     check: Annotated[bool, typer.Option("--check", help="Only say what is wrong with the files.")] = False,
     once: Annotated[bool, typer.Option("--once", help="Move what is there, and end.")] = False,
+    state: Annotated[
+        Path | None,
+        typer.Option(
+            "--state",
+            metavar="FOLDER",
+            help="Where the pipelines keep what they remember; without, beside each file.",
+            show_default=False,
+        ),
+    ] = None,
     json: JsonFlag = False,
 ) -> None:
     """Move records from sources to sinks, as YAML files say, until Ctrl-C.
@@ -59,10 +68,10 @@ def connect(
     if check:
         carry_out(lambda: _check(files, json=json), json=json)
     else:
-        carry_out(lambda: _run(files, once=once, json=json), json=json)
+        carry_out(lambda: _run(files, once=once, state=state, json=json), json=json)
 
 
-def _runner(files: Sequence[Path], *, once: bool) -> Runner:
+def _runner(files: Sequence[Path], *, once: bool = False, state: Path | None = None) -> Runner:
     try:
         import pydantic  # noqa: F401
         import yaml  # noqa: F401
@@ -72,11 +81,11 @@ def _runner(files: Sequence[Path], *, once: bool) -> Runner:
         ) from missing
     from synckit_streams.connect.runner import Runner
 
-    return Runner(files, once=once)
+    return Runner(files, once=once, state=state)
 
 
 async def _check(files: Sequence[Path], *, json: bool) -> int:
-    loaded = _runner(files, once=False).load()
+    loaded = _runner(files).load()
     if json:
         problems = [{**each._asdict(), "file": str(each.file)} for each in loaded.problems]
         show_json({"pipelines": [each.pipeline.name for each in loaded.declared], "problems": problems})
@@ -88,8 +97,8 @@ async def _check(files: Sequence[Path], *, json: bool) -> int:
     return WRONG_FILES if loaded.problems else 0
 
 
-async def _run(files: Sequence[Path], *, once: bool, json: bool) -> int:
-    runner = _runner(files, once=once)
+async def _run(files: Sequence[Path], *, once: bool, state: Path | None, json: bool) -> int:
+    runner = _runner(files, once=once, state=state)
     await runner.start()
     reloads: set[asyncio.Task[None]] = set()
 

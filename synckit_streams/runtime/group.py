@@ -146,8 +146,11 @@ class Group:
         work = [self._take(), self._keep(), *(strand.work() for strand in self._strands)]
         aside = [asyncio.create_task(each) for each in (self._listen(), self._pass_on())]
         tasks = [asyncio.create_task(each, name=f"synckit-{self.name}") for each in work]
+        # The work ends when all of it is done, or with the first that fails; what stands beside it never ends well.
+        work_done = asyncio.gather(*tasks)
+        work_done.add_done_callback(lambda done: done.cancelled() or done.exception())  # it is raised below
         try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+            await asyncio.wait([work_done, *aside], return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._reading = True
             for task in (*tasks, *aside):
@@ -231,21 +234,23 @@ class Group:
             begin = desk.read
             page = await store.log(after=Offset(store.id, begin), limit=self._page_size.events)
             self._failures, self.error = 0, None
+            # From here to where `read` is moved nothing is awaited: lanes that come are not so far as the others, and
+            # what they lack would be passed over.
             if desk.read < begin:
-                continue  # lanes came meanwhile that are not so far
+                continue
             if not page:
                 self._reading = False
                 await self._bell.wait()
                 continue
             self._page_size.learn(each.event for each in page)
-            if len(page) > 1 and desk.end <= page[-1].position:
-                desk.end = (await store.end()).position
             for stored in page:
                 self._deal(stored)
             desk.read = page[-1].position
-            desk.end = max(desk.end, desk.read)
             for strand in self._strands:
                 strand.woken.set()
+            if desk.end <= desk.read and len(page) > 1:
+                desk.end = (await store.end()).position
+            desk.end = max(desk.end, desk.read)
             while self._full and not self._stopping:
                 desk.room.clear()
                 await desk.room.wait()

@@ -93,12 +93,16 @@ Work = Callable[[Attempt], Awaitable[Sequence[Draft]]]
 """Does it, and gives what is to be written with it."""
 
 
-class _Job(NamedTuple):
-    """One call of `Inbox.handle`; `failures`, by the delivery's identity, is for what has no key, and so no note."""
+class _Job:
+    """One call of `Inbox.handle`."""
 
-    work: Work
-    alive: Callable[[], Awaitable[None]] | None
-    failures: Counter[int]
+    def __init__(self, work: Work, alive: Callable[[], Awaitable[None]] | None) -> None:
+        self.work = work
+        self.alive = alive
+        self.done = 0
+        """How many deliveries came to an end here, be it as dead letters."""
+        self.failures: Counter[int] = Counter()
+        """By the delivery's identity: for what has no key, and so no note."""
 
 
 class AlreadyDone(BaseException):
@@ -142,7 +146,7 @@ class Inbox:
     async def handle(
         self, deliveries: Sequence[Delivery], work: Work, *, alive: Callable[[], Awaitable[None]] | None = None
     ) -> int:
-        """See to it that each is done, or is a dead letter; gives how many were done before.
+        """See to it that each is done, or is a dead letter; gives how many of them somebody had done already.
 
         It returns only then, whatever fails, and as long as the store is away: so the caller can acknowledge.
 
@@ -158,19 +162,19 @@ class Inbox:
         # A span of its own, linked to the traces in which the events were written; the handler's are in it.
         with self._driver.operation("receive"):
             started = time.perf_counter()
-            known = await self._handle(deliveries, _Job(work, alive, Counter()))
+            job = _Job(work, alive)
+            await self._handle(deliveries, job)
+            known = len(deliveries) - job.done
             self._observe(deliveries, known, time.perf_counter() - started)
         return known
 
-    async def _handle(self, deliveries: Sequence[Delivery], job: _Job) -> int:
-        known: int | None = None
+    async def _handle(self, deliveries: Sequence[Delivery], job: _Job) -> None:
         parts = deque([list(deliveries)])
         failures = 0
         while parts:
             part = parts.popleft()
             try:
                 todo = await self._todo(part, job)
-                known = len(part) - len(todo) if known is None else known
                 if not todo:
                     continue
                 again = await self._attempt(todo, job)
@@ -185,7 +189,6 @@ class Inbox:
                 )
                 again = [part]
             parts.extendleft(reversed(again))
-        return known or 0
 
     async def _attempt(self, todo: Sequence[tuple[Delivery, int]], job: _Job) -> list[list[Delivery]]:
         """One call of the handler; gives what is still to be done."""
@@ -201,11 +204,14 @@ class Inbox:
             await once.roll_back()
             if once.overtaken:
                 return [part]
-            if is_cancelled() or isinstance(raised, (*STORE_AWAY, StoreClosed, *self._passing)):
+            if is_cancelled() or isinstance(raised, self._passing):
+                raise
+            if once.begun and isinstance(raised, (*STORE_AWAY, StoreClosed)):  # ours, and not one that the work has
                 raise
             error = raised
         self._tell(part, error, time.perf_counter() - started)
         if error is None:
+            job.done += len(part)
             return []
         if len(part) > 1:
             half = len(part) // 2
@@ -222,6 +228,7 @@ class Inbox:
                     "inbox %s: %s gave up %s: %s", self.name, delivery.subscriber, delivery.key, reason_of(error)
                 )
                 await once.commit([self._letter(delivery, failures, error)], DONE, "")
+                job.done += 1
                 return []
             if delivery.key is not None:
                 await once.commit([], b"%d" % failures, "")
@@ -350,6 +357,7 @@ class _Once:
     """One transaction of an inbox, which begins when somebody needs it, and commits once a delivery in all."""
 
     def __init__(self, inbox: Inbox, driver: Driver, part: Sequence[Delivery]) -> None:
+        self.begun = False
         self.overtaken = False
         self._inbox = inbox
         self._driver = driver
@@ -364,6 +372,7 @@ class _Once:
             AlreadyDone: one of the deliveries is done.
         """
         if self._tx is None:
+            self.begun = True
             self._tx = tx = await self._stack.enter_async_context(self._driver.transaction())
             if self._driver.store.features.shared:
                 for number in self._locks():

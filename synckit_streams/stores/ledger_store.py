@@ -365,7 +365,6 @@ class LedgerStore(Leasing, ABC):
     def _settle(self, changes: Changes, turns: Sequence[Turn]) -> Mapping[str, Summary]:
         """A transaction was committed: what its topics are now, for whoever asked."""
         ledger = self._ledger
-        self._stale = False
         self._origin = ledger.origin
         ledger.settle(changes)
         if changes.rows:
@@ -438,6 +437,7 @@ class LedgerStore(Leasing, ABC):
         except BaseException as error:
             raise self._failure(error, stale=decided is not None) from error
         if block is not None and decided is not None:
+            self._stale = False
             changes, turn = decided
             summaries = self._settle(changes, [turn])
             (block.appended,) = turn.results(summaries, [len(block.prepared)])

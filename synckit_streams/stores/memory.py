@@ -69,19 +69,8 @@ class MemoryDisk:
     def copy(self) -> MemoryDisk:
         """A copy of the store, without the token that lies beside it."""
         copy = MemoryDisk()
-        for name in (
-            "meta",
-            "rows",
-            "keys",
-            "held",
-            "quarantine",
-            "unread",
-            "refused",
-            "voids",
-            "offsets",
-            "runs",
-            "applied",
-        ):
+        plain = "meta rows keys held quarantine unread refused voids offsets runs applied"
+        for name in plain.split():
             setattr(copy, name, getattr(self, name).copy())
         copy.alarms = dict(self.alarms)
         copy.set_aside = self.set_aside

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from faststream import AckPolicy, FastStream
+from faststream import AckPolicy, BaseMiddleware, FastStream
 from faststream.exceptions import AckMessage, NackMessage
 from faststream.kafka import KafkaBroker, TestKafkaBroker
 from faststream.nats import NatsBroker, TestNatsBroker
@@ -20,6 +22,8 @@ from synckit_streams.app.faststream import CurrentEvent, EventCodec, Idempotency
 from synckit_streams.model.cloudevent import KAFKA_PREFIX, to_headers
 from synckit_streams.model.codec import event_hash
 from synckit_streams.runtime.driver import World
+
+DEADLINE_S = 30.0
 
 
 class Order(BaseModel):
@@ -34,8 +38,8 @@ class Shop:
     broker: Any
     around: Callable[[Any], Any]
     publish: Callable[..., Any]
-    node: SyncNode = field(default_factory=lambda: SyncNode("billing", store="memory:"))
-    more: dict[str, Any] = field(default_factory=dict)
+    node: SyncNode
+    more: dict[str, Any]
     inbox: Inbox = field(init=False)
 
     def __post_init__(self) -> None:
@@ -57,24 +61,33 @@ class Shop:
         return self.broker.subscriber(topic, ack_policy=AckPolicy.NACK_ON_ERROR, group_id="g", **how)
 
 
-def kafka(**more: Any) -> Shop:
+def local() -> SyncNode:
+    return SyncNode("billing", store="memory:")
+
+
+def kafka(node: SyncNode | None = None, **more: Any) -> Shop:
     broker = KafkaBroker(codec=EventCodec())
-    return Shop(broker, TestKafkaBroker, broker.publish, more=more)
+    return Shop(broker, TestKafkaBroker, broker.publish, node or local(), more)
 
 
-def nats(**more: Any) -> Shop:
+def nats(node: SyncNode | None = None, **more: Any) -> Shop:
     broker = NatsBroker(codec=EventCodec())
-    return Shop(broker, TestNatsBroker, broker.publish, more=more)
+    return Shop(broker, TestNatsBroker, broker.publish, node or local(), more)
 
 
-def redis(**more: Any) -> Shop:
+def redis(node: SyncNode | None = None, **more: Any) -> Shop:
     broker = RedisBroker(codec=EventCodec())
-    return Shop(
-        broker, TestRedisBroker, lambda body, topic, **how: broker.publish(body, stream=topic, **how), more=more
-    )
+
+    def publish(body: Any, topic: str, **how: Any) -> Any:
+        return broker.publish(body, stream=topic, **how)
+
+    return Shop(broker, TestRedisBroker, publish, node or local(), more)
 
 
-@pytest.fixture(params=[kafka, nats, redis])
+MAKERS = [kafka, nats, redis]
+
+
+@pytest.fixture(params=MAKERS)
 def shop(request: pytest.FixtureRequest) -> Shop:
     made: Shop = request.param()
     return made
@@ -139,6 +152,19 @@ async def test_what_does_not_fit_is_a_dead_letter_at_once(shop: Shop, body: Any)
         await shop.publish(body, "orders", headers=named("e-1"))
         (letter,) = await shop.written("billing.dlq")
     assert letter.data["attempts"] == 1
+
+
+async def test_a_handler_that_never_returns_has_failed() -> None:
+    shop = kafka(timeout_s=0.01)
+
+    @shop.subscriber("orders")
+    async def bill(order: Order) -> None:
+        await asyncio.Event().wait()
+
+    async with shop.running():
+        await shop.publish({"id": "o-1", "cents": 1}, "orders", headers=named("e-1"))
+        (letter,) = await shop.written("billing.dlq")
+    assert (letter.data["attempts"], letter.data["error"]) == (3, "TimeoutError: ")
 
 
 async def test_what_no_handler_wants_is_a_dead_letter(shop: Shop) -> None:
@@ -271,6 +297,42 @@ async def test_what_is_acknowledged_by_exception_is_done_and_what_is_refused_is_
     assert calls == 2
 
 
+@pytest.mark.parametrize("make", MAKERS)
+async def test_what_a_handler_returns_goes_out_over_the_nodes_own_broker(make: Callable[..., Shop]) -> None:
+    """By itself, to whoever follows the topic there."""
+    broker = f"memory://{uuid.uuid4().hex}"
+    shop = make(SyncNode("billing", store="memory:", connectors=[broker], topics=["invoices"]))
+
+    @shop.subscriber("orders")
+    async def bill(order: Order) -> Draft:
+        return Draft("invoices", "invoice.written", order.id)
+
+    async with SyncNode("office", store="memory:", connectors=[broker], topics=["invoices"]) as office, shop.running():
+        await shop.publish({"id": "o-1", "cents": 1}, "orders", headers=named("e-1"))
+        async with asyncio.timeout(DEADLINE_S):
+            while not [stored async for stored in office.log()]:
+                await office.sync()
+
+
+async def test_the_failure_of_another_middleware_is_no_dead_letter() -> None:
+    """It never reached the handler; what becomes of it, is for the broker."""
+
+    class Refusing(BaseMiddleware):
+        async def consume_scope(self, call_next: Any, msg: Any) -> Any:
+            raise RuntimeError("not now")
+
+    shop = kafka()
+    shop.broker.insert_middleware(Refusing)
+
+    @shop.subscriber("orders")
+    async def bill(order: Order) -> None: ...
+
+    async with shop.running():
+        with pytest.raises(RuntimeError, match="not now"):
+            await shop.publish({"id": "o-1", "cents": 1}, "orders", headers=named("e-1"))
+        assert not await shop.written("billing.dlq")
+
+
 async def test_two_subscribers_each_have_an_inbox(shop: Shop) -> None:
     seen: list[str] = []
 
@@ -357,6 +419,7 @@ async def test_the_notes_are_let_go_when_they_are_old() -> None:
         (lambda: Inbox(SyncNode("a", store="memory:"), KafkaBroker(), name="n" * 10_000), "the inbox"),
         (lambda: Inbox(SyncNode("a", store="memory:"), KafkaBroker(), dead_letter=" \0"), "the inbox"),
         (lambda: Inbox(SyncNode("a", store="memory:"), KafkaBroker(), remember_s=-1), "remember_s"),
+        (lambda: Inbox(SyncNode("a", store="memory:"), KafkaBroker(), timeout_s=-1), "timeout_s"),
         (lambda: Inbox(SyncNode("a", store="memory:"), KafkaBroker(), retry=Retry(0)), "max_attempts"),
     ],
 )

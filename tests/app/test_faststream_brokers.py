@@ -121,6 +121,102 @@ async def test_a_service_that_is_killed_under_load_does_everything_once(
         assert not [stored async for stored in node.log("billing.dlq")]
 
 
+def reader(kind: str, url: str, topic: str, batch: bool) -> tuple[Any, Any]:
+    """A broker of FastStream's, and a subscriber to what a node of ours sends."""
+    codec = EventCodec(events=True)
+    if kind == "kafka":
+        broker: Any = KafkaBroker(url.removeprefix("kafka://"), codec=codec, ack_policy=AckPolicy.NACK_ON_ERROR)
+        how = {"group_id": "billing", "auto_offset_reset": "earliest", "batch": batch}
+        return broker, broker.subscriber(f"sk-{topic}", **how)
+    if kind == "nats":
+        broker = NatsBroker(url, codec=codec)
+        stream, pull = JStream(f"sk-{topic}", declare=False), PullSub(20, timeout=0.2, batch=batch)
+        return broker, broker.subscriber(f"sk.{topic}.*", stream=stream, durable="billing", pull_sub=pull)
+    broker = RedisBroker(url, codec=codec)
+    group: Any = {"group": "billing", "consumer": "one", "last_id": ">", "polling_interval": 20, "batch": batch}
+    return broker, broker.subscriber(stream=StreamSub(f"sk:{{{topic}}}", **group))
+
+
+@pytest.mark.parametrize("batch", [False, True], ids=["one", "batch"])
+@pytest.mark.parametrize("kind", KINDS)
+async def test_what_a_node_of_ours_sends_comes_in_as_the_event_that_it_is(
+    kind: str, batch: bool, request: pytest.FixtureRequest, topic: str
+) -> None:
+    """With its key, context and metadata, and known by them: what the node sends once more is not handled once more."""
+    url = request.getfixturevalue(f"{kind}_url")
+    async with SyncNode("till", store="memory:", connectors=[url], topics=[topic]) as till:
+        texts = ("o-1", "o 2 %", "ö-3")
+        drafts = [Draft(topic, "order.placed", id, {"n": n, "ü": "ß"}, {"by": id}) for n, id in enumerate(texts)]
+        sent = [stored.event for stored in await till.append_many([*drafts, drafts[0]])]
+        await till.sync()
+    if kind == "redis":
+        async with Redis.from_url(url) as server:
+            await server.xgroup_create(f"sk:{{{topic}}}", "billing", id="0")
+    seen: list[Event] = []
+    broker, subscriber = reader(kind, url, topic, batch)
+    if batch:
+
+        @subscriber
+        async def take(events: list[Event]) -> list[Draft]:
+            seen.extend(events)
+            return [Draft("invoices", "invoice.written", each.aggregate_id) for each in events]
+
+    else:
+
+        @subscriber
+        async def take_one(event: Event) -> Draft:
+            seen.append(event)
+            return Draft("invoices", "invoice.written", event.aggregate_id)
+
+    node = SyncNode("billing", store="memory:")
+    async with TestFastStream(FastStream(broker, lifespan=Inbox(node, broker).lifespan)):
+
+        async def written() -> bool:
+            return len([stored async for stored in node.log("invoices")]) >= len(sent)
+
+        await until(written)
+    assert sorted(seen, key=lambda event: event.seq) == sent
+
+
+@pytest.mark.parametrize("codec", [None, EventCodec()], ids=["faststreams codec", "ours"])
+@pytest.mark.parametrize("kind", KINDS)
+async def test_one_bad_message_of_a_batch_is_found_and_the_others_are_done_once(
+    kind: str, codec: EventCodec | None, request: pytest.FixtureRequest, topic: str
+) -> None:
+    """Whoever decodes: the halves of a batch are batches like any other."""
+    url = request.getfixturevalue(f"{kind}_url")
+    await publish(kind, url, topic, *(b"%d" % n for n in range(10)))
+    how: dict[str, Any] = {"codec": codec}
+    if kind == "kafka":
+        broker: Any = KafkaBroker(url.removeprefix("kafka://"), ack_policy=AckPolicy.NACK_ON_ERROR, **how)
+        subscriber = broker.subscriber(topic, group_id="billing", auto_offset_reset="earliest", batch=True)
+    elif kind == "nats":
+        broker = NatsBroker(url, **how)
+        pull = PullSub(10, timeout=0.2, batch=True)
+        subscriber = broker.subscriber(topic, stream=JStream(topic, declare=False), durable="billing", pull_sub=pull)
+    else:
+        broker = RedisBroker(url, **how)
+        subscriber = broker.subscriber(stream=StreamSub(topic, group="billing", consumer="one", batch=True))
+
+    @subscriber
+    async def bill(numbers: list[int]) -> list[Draft]:
+        if 5 in numbers:
+            raise RuntimeError("no")
+        return [Draft("invoices", "invoice.written", f"o-{n}", n) for n in numbers]
+
+    node = SyncNode("billing", store="memory:")
+    inbox = Inbox(node, broker, retry=Retry(max_attempts=2, base_ms=1))
+    async with TestFastStream(FastStream(broker, lifespan=inbox.lifespan)):
+
+        async def written() -> bool:
+            return len([stored async for stored in node.log()]) >= 10
+
+        await until(written)
+        assert sorted([stored.event.data async for stored in node.log("invoices")]) == [0, 1, 2, 3, 4, 6, 7, 8, 9]
+        (letter,) = [stored.event async for stored in node.log("billing.dlq")]
+    assert letter.data["event"]["data"] == 5
+
+
 # --------------------------------------------------------------------------------- the faults, and what becomes of them
 
 

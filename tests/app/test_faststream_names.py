@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from faststream import BaseMiddleware, StreamMessage
+from faststream._internal.context.repository import ContextRepo
 from faststream.kafka import KafkaBroker
 from faststream.nats import NatsBroker
 from faststream.redis import RedisBroker, StreamSub
@@ -28,6 +29,7 @@ MODULES = [
     ("faststream.exceptions", "IgnoredException"),
     ("faststream.exceptions", "AckMessage"),
     ("faststream.exceptions", "NackMessage"),
+    ("faststream.exceptions", "SubscriberNotFound"),
     ("faststream.redis.parser", "BinaryMessageFormatV1"),
 ]
 
@@ -62,6 +64,13 @@ def test_a_middleware_is_made_and_called_as_it_was() -> None:
     assert parameters == ["self", "msg", "context"]
     assert list(inspect.signature(BaseMiddleware.consume_scope).parameters) == ["self", "call_next", "msg"]
     assert {"msg", "context"} == set(BaseMiddleware.__slots__)
+
+
+def test_a_context_has_scopes_and_what_is_local_to_them() -> None:
+    context = ContextRepo()
+    with context.scopes([("handler_", 1), ("other", 2)]):
+        assert (context.get_local("handler_"), context.get_local("other")) == (1, 2)
+    assert context.get_local("handler_") is None
 
 
 def test_a_message_has_what_it_had() -> None:

@@ -168,7 +168,11 @@ async def test_workers_that_come_go_and_die(database: str, tmp_path: Path) -> No
         async def all_done() -> bool:
             return len(await bills(database)) >= written
 
-        await until(all_done, f"seed {seed}: everything is done")
+        try:
+            await until(all_done, f"seed {seed}: everything is done")
+        except AssertionError as error:
+            done = await bills(database)
+            raise AssertionError(f"{error}: {len(done)} of {written}, {len(shared.ran())} calls") from None
 
         async def divided() -> bool:
             await orders(database, *(order(f"p-{n}", n) for n in range(64)))

@@ -151,6 +151,7 @@ async def commit_late(url: str, consumer: str, idle_timeout_s: float) -> None:
         async with store.transaction(leases) as tx:
             await tx.offset(consumer)
             await tx.set_offset(consumer, Offset(store.id, 1))
+            await tx.append([DRAFT], now_ms=NOW_MS)
             say("in the middle")
             await asyncio.to_thread(sys.stdin.readline)
         say("committed")

@@ -338,6 +338,7 @@ async def test_a_process_that_was_stopped_past_its_lease(database: str, taken: b
             process.stdin.flush()
             assert await asyncio.to_thread(line, process) == ("LeaseLost" if taken else "committed")
             assert set(await store.offsets()) == ({"prompt"} if taken else {"late"})
+            assert len(await audit(store)) == (0 if taken else 1)
     finally:
         end(process)
 
@@ -364,6 +365,7 @@ async def test_a_process_that_was_stopped_in_its_transaction_keeps_nobody_out_fo
             process.stdin.flush()
             assert await asyncio.to_thread(line, process) == "StoreUnavailable"
             assert await store.offset("lane-1") == Offset(store.id, 2)
+            assert await audit(store) == []
     finally:
         end(process)
 

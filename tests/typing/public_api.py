@@ -80,7 +80,7 @@ from synckit_streams.model.exchange import AppendResult
 from synckit_streams.ports.operation import Check
 from synckit_streams.ports.store import EventStore, Lease, Transaction
 from synckit_streams.runtime.group import Group
-from synckit_streams.runtime.inbox import Inbox
+from synckit_streams.runtime.inbox import Attempt, Delivery, Inbox
 from synckit_streams.testing import FaultProxy, KafkaServer, NatsServer, PostgresServer, RedisServer, TestApp
 
 # ------------------------------------------------------------------------------------------------- classes of one's own
@@ -287,6 +287,20 @@ async def take(node: SyncNode, connector: str) -> Ingested:
     return assert_type(done.and_(done), Ingested)
 
 
+async def deliver(node: SyncNode, event: Event) -> int:
+    """What somebody else's consumer was given."""
+    inbox = assert_type(node.inbox("billing", retry=Retry(max_attempts=3), dead_letter="billing.dlq"), Inbox)
+
+    async def work(attempt: Attempt) -> Sequence[Draft]:
+        key = assert_type(attempt.idempotency_key, str)
+        return [
+            Draft("invoices", "invoice.written", each.event.aggregate_id, {"by": key}) for each in attempt.deliveries
+        ]
+
+    known = assert_type(await inbox.handle([Delivery("bill", event.id, event)], work), int)
+    return known + await inbox.handle([Delivery("bill", event.id, event)], work)
+
+
 async def stay(node: SyncNode) -> None:
     """In sync."""
     await node.start_auto_sync(interval_s=30, timeout_s=30)
@@ -474,6 +488,7 @@ async def main(folder: str) -> SyncResult:
     assert await manage(other) == 0
     async with SyncNode("alone", store="memory:") as alone:
         assert (await fail(alone))[0] == "SK100"
+        assert await deliver(alone, stored.event) == 1
     assert [invoice.data for invoice in await serve(service("memory:"))] == [{"total": 5.0}]
     return result
 
