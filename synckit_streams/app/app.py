@@ -319,6 +319,8 @@ class App:
             self._tasks = [asyncio.create_task(each.run(), name=f"synckit-group-{each.name}") for each in self._groups]
             if self.projections:
                 self._tasks.append(asyncio.create_task(node.follow(), name="synckit-projections"))
+            for task in self._tasks:
+                task.add_done_callback(_tell)
             if self._connectors and self._live:
                 await node.start_auto_sync()
             self._stack = stack.pop_all()
@@ -406,6 +408,11 @@ class App:
             open_circuits = ", ".join(group.open_circuits)
             detail = f"what {open_circuits} depends on is down" if open_circuits else waiting
             found.append(Check(f"group {group.name}", ok=not open_circuits, needed=False, detail=detail))
+        found += [
+            Check(task.get_name(), ok=False, detail=str(task.exception()))
+            for task in self._tasks
+            if task.done() and not task.cancelled() and task.exception() is not None
+        ]
         return found
 
     async def __aenter__(self) -> App:
@@ -431,6 +438,12 @@ class App:
             for result in ended:
                 if isinstance(result, Exception):
                     raise result
+
+
+def _tell(task: asyncio.Task[None]) -> None:
+    """What ends by an error ends for good; whoever does not wait for `failed` has it in the log."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.error("%s has ended: %s", task.get_name(), error, exc_info=error)
 
 
 _HOW = {"concurrency", "retry", "breaker", "timeout_s", "dead_letter"}

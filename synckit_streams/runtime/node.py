@@ -11,7 +11,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
-from synckit_streams.errors import ConfigError, ConnectorError, Invalid, StoreClosed, SyncKitError
+from synckit_streams.errors import ConfigError, ConnectorError, Invalid, StoreClosed, StoreError, SyncKitError
 from synckit_streams.model.event import Draft, Event, Offset, Stored
 from synckit_streams.ports.connector import Connector
 from synckit_streams.ports.projection import Projection
@@ -21,7 +21,7 @@ from synckit_streams.runtime.autosync import AutoSync
 from synckit_streams.runtime.cancel import is_cancelled
 from synckit_streams.runtime.door import Door, open_door
 from synckit_streams.runtime.driver import Driver, Silence, World
-from synckit_streams.runtime.group import Group
+from synckit_streams.runtime.group import AGAIN_MS, AGAIN_MS_MAX, Group
 from synckit_streams.runtime.handling import Handler
 from synckit_streams.runtime.inbox import REMEMBER_S, Inbox
 from synckit_streams.runtime.ingest import Ingest, Ingested, Ingestion
@@ -53,6 +53,7 @@ from synckit_streams.runtime.settings import (
 )
 from synckit_streams.runtime.turns import Turns
 from synckit_streams.sync.conflict import ConflictResolver, Resolution, conflict_of, resolve
+from synckit_streams.sync.pace import next_delay_ms
 from synckit_streams.sync.replica import checksum
 from synckit_streams.sync.resolvers import LastWriteWins
 
@@ -530,12 +531,30 @@ class SyncNode:
         return unsubscribe
 
     async def follow(self) -> None:
-        """Keep the projections at the end of the log, for ever; cancel it. What fails is tried again, and logged."""
+        """Keep the projections at the end of the log, for ever; cancel it.
+
+        One that fails is logged, and tried again when the log has grown; while the store fails it waits.
+
+        Raises:
+            StoreClosed: the store was closed.
+        """
         self._check_open()
-        await self._project()
-        async for _ in self.store.watch():
-            await self._project()
-            await asyncio.sleep(PROJECT_PAUSE_S)
+        failures = 0
+        while True:
+            try:
+                await self._project()
+                async for _ in self.store.watch():
+                    await self._project()
+                    failures = 0
+                    await asyncio.sleep(PROJECT_PAUSE_S)
+            except StoreClosed:
+                raise
+            except StoreError as error:
+                failures += 1
+                dice = self._driver.world.dice()
+                delay_ms = next_delay_ms(failures, base_ms=AGAIN_MS, delay_ms_max=AGAIN_MS_MAX, dice=dice)
+                logger.warning("%s: projections: %s; they go on in %.1f s", self.node_id, error, delay_ms / 1000)
+                await asyncio.sleep(delay_ms / 1000)
 
     async def _project(self) -> None:
         _, failures = await self._projector.catch_up()

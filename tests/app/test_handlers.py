@@ -5,13 +5,26 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, defaultdict
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 from pydantic import BaseModel
 
-from synckit_streams import App, Breaker, Depends, Draft, Event, HandlerContext, Retry, SyncNode
+from synckit_streams import (
+    App,
+    Batch,
+    Breaker,
+    Depends,
+    Draft,
+    Event,
+    FeatureUnsupported,
+    HandlerContext,
+    Retry,
+    SyncNode,
+)
+from synckit_streams.ports.store import Transaction
 from synckit_streams.testing import TestApp
 
 
@@ -308,6 +321,25 @@ async def test_an_id_that_is_taken_is_the_failure_of_who_returned_it() -> None:
         (letter,) = t.published("billing.dlq")
         assert letter.data["event"]["aggregate_id"] == "o-9"
         assert len(t.published("invoices")) == 19
+
+
+async def test_a_part_that_has_ended_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A read model in SQL on a store that has none cannot go on: the checks say so, and the log, once."""
+    app = App("billing", store=f"rocksdb:///{tmp_path / 'store'}")
+
+    @app.projection("seen", topics=["orders"])
+    async def seen(batch: Batch, tx: Transaction) -> None:
+        await tx.execute("INSERT INTO seen VALUES (1)")
+
+    async with app:
+        await app.node.append(placed(1))
+        with pytest.raises(FeatureUnsupported):
+            await asyncio.wait_for(app.failed(), 10)
+        (check,) = [each for each in await app.checks() if not each.ok]
+        assert (check.name, check.needed) == ("synckit-projections", True)
+        assert "no SQL" in check.detail
+    (line,) = [each for each in caplog.messages if "has ended" in each]
+    assert "no SQL" in line
 
 
 @pytest.mark.parametrize("crash", ["crash_after_commit", "crash_before_commit", "crash_before_ack"])

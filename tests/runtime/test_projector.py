@@ -54,6 +54,36 @@ class Unspeakable:
 ORDER = Draft(topic="orders", type="order.placed", aggregate_id="o-1", data={})
 
 
+async def test_who_follows_outlives_a_store_that_fails(tmp_path: Path) -> None:
+    """The disk is full for a while: what follows the log waits, and goes on by itself."""
+    refused = 0
+    full = False
+
+    def committing(step: str) -> None:
+        nonlocal refused
+        if step == "commit" and full:
+            refused += 1
+            raise sqlite3.OperationalError("database or disk is full")
+
+    orders = Orders()
+    store = SqliteStore(f"sqlite:///{tmp_path / 'till.db'}", probe=committing)
+    async with SyncNode("till-7", store=store, projections=[orders]) as node:
+        await node.append(ORDER)
+        full = True
+        following = asyncio.create_task(node.follow())
+        await eventually(lambda: refused > 1, what="it was tried again")
+        full = False
+
+        async def entered() -> bool:
+            async with node.store.transaction() as tx:
+                tables = await tx.execute("SELECT 1 FROM sqlite_master WHERE name = 'orders'")
+                return bool(tables) and await tx.execute("SELECT id FROM orders") == [("o-1",)]
+
+        await eventually(entered)
+        assert not following.done()
+        following.cancel()
+
+
 async def test_a_first_commit_that_fails_is_made_up_for(tmp_path: Path) -> None:
     """The disk was full when the tables were made: they are made the next time, and not missed for ever."""
     full = True
