@@ -20,6 +20,7 @@ COMMANDS = (
     ("ingest", "synckit_streams.cli.ingesting", "ingest"),
     ("export", "synckit_streams.cli.exporting", "export"),
     ("log", "synckit_streams.cli.log", "log"),
+    ("run", "synckit_streams.cli.running", "run"),
     ("sync", "synckit_streams.cli.syncing", "sync"),
     ("connect", "synckit_streams.cli.connecting", "connect"),
     ("status", "synckit_streams.cli.status", "status"),

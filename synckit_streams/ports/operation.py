@@ -6,7 +6,7 @@ Whoever serves it (`synckit_streams.http`) takes callables for what it shows, an
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 
 class Check(NamedTuple):
@@ -27,6 +27,39 @@ class Check(NamedTuple):
 
 Checks = Callable[[], Awaitable[Sequence[Check]]]
 """Asks every part, quickly: whoever asks has a deadline of his own."""
+
+
+@runtime_checkable
+class Service(Protocol):
+    """What `synckit run` runs: an application of this library, or anything else that has these six."""
+
+    name: str
+    shared: bool
+    """Whether several processes may run it at once, as those may whose store is shared."""
+
+    async def start(self) -> None:
+        """Open everything, and begin to work. It may be cancelled.
+
+        Raises:
+            ConfigError: nothing but a change of the program or its settings will help.
+            SyncKitError: it cannot be started now.
+        """
+
+    async def stop(self, *, drain_s: float) -> None:
+        """Finish what is under way, cut off what is not finished in time, and close what is open.
+
+        It is called once, also after a `start` that raised or was cancelled.
+
+        Args:
+            drain_s: How many seconds that may take; 0 cuts off at once.
+        """
+
+    async def failed(self) -> None:
+        """Raises when the service cannot go on, and until then does not return."""
+
+    async def checks(self) -> Sequence[Check]:
+        """How each part is; see `Checks`."""
+
 
 State = Literal["running", "paused", "failed", "stopped"]
 

@@ -1,7 +1,7 @@
 """Faults that a peer of this library has, and that must never be here: each by its number and name.
 
-Missing are the two whose parts are still to come: 13 (NOTIFY on a channel named after the aggregate) comes with the
-PostgreSQL store, 14 (a health check that panics counts as healthy) with the hub's health probes.
+Missing is the one whose part is still to come: 13 (NOTIFY on a channel named after the aggregate) comes with the
+PostgreSQL store.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 from synckit_connectors.memory import MemoryBroker
@@ -26,6 +27,10 @@ from synckit_streams import (
     Unavailable,
     VersionVector,
 )
+from synckit_streams.http.operations import operations
+from synckit_streams.http.serving import serve
+from synckit_streams.observe.health import Health
+from synckit_streams.ports.operation import Check
 from synckit_streams.ports.store import Transaction
 from synckit_streams.ports.telemetry import Received, Synced
 from synckit_streams.runtime.driver import World
@@ -272,6 +277,29 @@ class Ledgered:
 async def _total(node: SyncNode, name: str) -> object:
     async with node.store.transaction() as tx:
         return (await tx.execute(f"SELECT total FROM {name}"))[0][0]
+
+
+@pytest.mark.parametrize("panic", [RuntimeError("no route to host"), SystemExit(0), asyncio.CancelledError()], ids=type)
+async def test_fault_14_a_health_check_that_panics_counts_as_healthy(panic: BaseException) -> None:
+    """It is down, the probe hears so, and the other parts are looked at all the same."""
+
+    async def fine() -> Sequence[Check]:
+        return [Check("queue", True)]
+
+    async def panics() -> Sequence[Check]:
+        raise panic
+
+    health = Health(lambda: {"shop": fine, "store": panics})
+    health.phase = "running"
+    async with serve(operations(health)) as url, aiohttp.ClientSession() as probe:
+        for path in ("/health", "/health/ready"):
+            async with probe.get(url + path) as response:
+                body = await response.json()
+                assert (response.status, body["status"]) == (503, "down")
+                assert body["results"]["store"]["status"] == "down"
+                assert body["results"]["shop/queue"]["status"] == "up"
+        async with probe.get(f"{url}/health/live") as response:
+            assert response.status == 200
 
 
 async def test_fault_15_a_projection_moves_on_in_a_second_step(

@@ -37,6 +37,7 @@ INTERNAL = {
     "nats_jetstream.GOOD_NAMES_MAX": "a cache of names",
     "nats_options.HEARTBEAT_S_MAX": "an option's, in docs/how-to/nats.md",
     "runtime.membership.MARKS_MAX": "what a member remembers of its own commits",
+    "cli.running.CHANGED_SHOWN_MAX": "what a command shows",
     "cli.syncing.RANGES_SHOWN_MAX": "what a command shows",
     "cli.importing.BAD_SHOWN_MAX": "what a command shows",
     "cli.importing.BAD_KEPT_MAX": "what a command shows",
