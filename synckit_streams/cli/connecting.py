@@ -64,6 +64,15 @@ def connect(
         float,
         typer.Option("--drain-s", min=0, max=DRAIN_S_MAX, help="How long what is under way may take at the end, in s."),
     ] = DRAIN_S,
+    state: Annotated[
+        Path | None,
+        typer.Option(
+            "--state",
+            metavar="FOLDER",
+            help="Where the pipelines keep what they remember; without, beside each file.",
+            show_default=False,
+        ),
+    ] = None,
     json: JsonFlag = False,
 ) -> None:
     """Move records from sources to sinks, as YAML files say, until Ctrl-C.
@@ -83,7 +92,7 @@ def connect(
         carry_out(lambda: _check(files, json=json), json=json)
         return
     if once:
-        carry_out(lambda: _once(files, json=json), json=json)
+        carry_out(lambda: _once(files, state=state, json=json), json=json)
         return
     where = None if port is None else Where(host, port)
     on_terminal = sys.stderr.isatty()
@@ -92,12 +101,15 @@ def connect(
     log_to_stderr("connect", "warning" if on_terminal else "info", json=json, colours=colours)
     deadline = Deadline(drain_s)
     try:
-        carry_out(lambda: _run(files, where=where, drain_s=drain_s, deadline=deadline, json=json), json=json)
+        carry_out(
+            lambda: _run(files, state=state, where=where, deadline=deadline, drain_s=drain_s, json=json),
+            json=json,
+        )
     finally:
         deadline.lift()
 
 
-def _runner(files: Sequence[Path], *, once: bool) -> Runner:
+def _runner(files: Sequence[Path], *, once: bool = False, state: Path | None = None) -> Runner:
     try:
         import pydantic  # noqa: F401
         import yaml  # noqa: F401
@@ -107,11 +119,11 @@ def _runner(files: Sequence[Path], *, once: bool) -> Runner:
         ) from missing
     from synckit_streams.connect.runner import Runner
 
-    return Runner(files, once=once)
+    return Runner(files, once=once, state=state)
 
 
 async def _check(files: Sequence[Path], *, json: bool) -> int:
-    loaded = _runner(files, once=False).load()
+    loaded = _runner(files).load()
     if json:
         problems = [{**each._asdict(), "file": str(each.file)} for each in loaded.problems]
         show_json({"pipelines": [each.pipeline.name for each in loaded.declared], "problems": problems})
@@ -123,8 +135,8 @@ async def _check(files: Sequence[Path], *, json: bool) -> int:
     return WRONG_FILES if loaded.problems else 0
 
 
-async def _once(files: Sequence[Path], *, json: bool) -> int:
-    runner = _runner(files, once=True)
+async def _once(files: Sequence[Path], *, state: Path | None, json: bool) -> int:
+    runner = _runner(files, once=True, state=state)
     await runner.start()
     try:
         async with _telling(runner, json=json):
@@ -136,8 +148,10 @@ async def _once(files: Sequence[Path], *, json: bool) -> int:
     return 1 if any(each.state == "failed" for each in standings) else 0
 
 
-async def _run(files: Sequence[Path], *, where: Where | None, drain_s: float, deadline: Deadline, json: bool) -> int:
-    runner = _runner(files, once=False)
+async def _run(
+    files: Sequence[Path], *, state: Path | None, where: Where | None, deadline: Deadline, drain_s: float, json: bool
+) -> int:
+    runner = _runner(files, state=state)
     reloads: set[asyncio.Task[None]] = set()
 
     def reload() -> None:

@@ -86,6 +86,8 @@ def topics_of(given: spec.Pipeline, sink: spec.TopicSink) -> list[str]:
     for each in given.transforms:
         if isinstance(each, spec.Route):
             topics += [*each.routes.values(), each.otherwise]
+        elif isinstance(each, spec.Map):
+            topics.append(str(each.set.get("topic", "")))
     if not sink.topic and isinstance(given.source, spec.TopicSource | spec.OutboxSource):
         topics.append(given.source.topic)
     return [topic for topic in dict.fromkeys(topics) if topic]

@@ -71,8 +71,13 @@ def files_in(paths: Sequence[Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def load(paths: Sequence[Path], environment: Mapping[str, str]) -> Loaded:
+def load(paths: Sequence[Path], environment: Mapping[str, str], state: Path | None = None) -> Loaded:
     """Read and check files and folders of pipelines.
+
+    Args:
+        paths: Files, and folders of them.
+        environment: The variables that they may name.
+        state: Where their state folders are; None is beside each file.
 
     Raises:
         ConfigError: a file is not there, or cannot be read.
@@ -95,7 +100,7 @@ def load(paths: Sequence[Path], environment: Mapping[str, str]) -> Loaded:
             continue
         document = Document(file, text, environment)
         first = list(document.problems)
-        declared += _declared(document, Places(file), known)
+        declared += _declared(document, Places(file, state), known)
         # Of one place the first: what a missing variable would have said may look wrong as well.
         places = {(each.line, each.column) for each in first}
         problems += first + [each for each in document.problems if (each.line, each.column) not in places]
@@ -221,9 +226,13 @@ def _check(document: Document, way: Way, declared: Declared, known: Known) -> No
     taken.setdefault(pipeline.name, Problem(document.file, *mark, ""))
     for part, key, url, group in _urls(pipeline):
         _check_url(document, (*way, *part, key), url, group)
-    for role, sink in (("sink", pipeline.sink), ("dead_letter", pipeline.dead_letter)):
-        if isinstance(sink, spec.TopicSink) and not topics_of(pipeline, sink):
-            document.problem((*way, role), f"the {_noun((role,))} has no topic", "give it `topic`, or `topics`")
+    sink = pipeline.sink
+    if isinstance(sink, spec.TopicSink) and not topics_of(pipeline, sink):
+        document.problem((*way, "sink"), "the sink has no topic", "give it `topic`, or `topics`")
+    if isinstance(sink, spec.StoreSink) and not sink.topic and not _have_topics(pipeline):
+        document.problem((*way, "sink"), "the sink has no topic, and the records have none", "give it `topic`")
+    if isinstance(pipeline.dead_letter, spec.TopicSink | spec.StoreSink) and not pipeline.dead_letter.topic:
+        document.problem((*way, "dead_letter"), "the dead letter has no topic", "a letter has none of its own")
     for part, store, may_share in _own_stores(pipeline):
         at = (*way, *part, "store")
         key = f"{scheme_of(store)} {places.url(store)}"
@@ -234,6 +243,16 @@ def _check(document: Document, way: Way, declared: Declared, known: Known) -> No
                 "this store is another thing's already",
                 f"a store has one owner; the other one is at {taken_by.file}:{taken_by.line}",
             )
+
+
+def _have_topics(pipeline: spec.Pipeline) -> bool:
+    """Whether records may have a topic when they come to the sink."""
+    if not isinstance(pipeline.source, spec.FileSource | spec.HttpSource):
+        return True
+    return any(
+        isinstance(each, spec.Route) or (isinstance(each, spec.Map) and "topic" in {*each.set, *each.rename.values()})
+        for each in pipeline.transforms
+    )
 
 
 def _own_stores(pipeline: spec.Pipeline) -> Iterator[tuple[Way, str, bool]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from synckit_streams.connect.writer import IN_FILES
+from synckit_streams.errors import ConfigError
 
 
 def shown(url: str) -> str:
@@ -19,11 +20,12 @@ class Places:
 
     Args:
         file: The pipelines' file.
+        state: In which folder the state folder is; None is the file's own, which may be read-only.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, state: Path | None = None) -> None:
         self.folder = file.resolve().parent
-        self._states = self.folder / f"{file.stem}.state"
+        self.states = (self.folder if state is None else state.resolve()) / f"{file.stem}.state"
 
     def path(self, given: str) -> Path:
         """A path that the file names."""
@@ -38,12 +40,22 @@ class Places:
         return f"{scheme}:///{quote(str(self.folder))}/{path}{question}{options}"
 
     def kept(self, name: str, given: str = "") -> str:
-        """The URL of a store that a pipeline needs for itself: as the file names it, or a file in the state folder."""
+        """The URL of a store that a pipeline needs for itself: as the file names it, or a file in the state folder.
+
+        Raises:
+            ConfigError: there can be no such folder.
+        """
         if given:
             return self.url(given)
-        self._states.mkdir(parents=True, exist_ok=True)
-        return f"sqlite:///{quote(str(self._states / name))}.db"
+        try:
+            self.states.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"the state folder {self.states} cannot be made: {error.strerror}",
+                hint="choose another place with --state FOLDER",
+            ) from error
+        return f"sqlite:///{quote(str(self.states / name))}.db"
 
     def dead_letter(self, pipeline: str) -> Path:
         """Where its dead letter is, if the file names none."""
-        return self._states / f"{pipeline}.dead.jsonl"
+        return self.states / f"{pipeline}.dead.jsonl"

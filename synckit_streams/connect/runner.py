@@ -36,7 +36,7 @@ class _Running(NamedTuple):
     @property
     def says(self) -> tuple[Spec, Path]:
         """What decides whether it is still the same."""
-        return self.declared.pipeline, self.declared.places.folder
+        return self.declared.pipeline, self.declared.places.states
 
 
 class Runner:
@@ -45,6 +45,7 @@ class Runner:
     Args:
         paths: Files, and folders of them.
         once: Each pipeline ends when its source has nothing more.
+        state: In which folder the pipelines keep what they remember; None is beside each file.
         environment: What `${NAME}` in a file means; the process's own by default.
     """
 
@@ -52,10 +53,16 @@ class Runner:
     shared = False
 
     def __init__(
-        self, paths: Sequence[Path], *, once: bool = False, environment: Mapping[str, str] | None = None
+        self,
+        paths: Sequence[Path],
+        *,
+        once: bool = False,
+        state: Path | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self._paths = list(paths)
         self._once = once
+        self._state = state
         self._environment = os.environ if environment is None else environment
         self._running: dict[str, _Running] = {}
         self._turn = asyncio.Lock()
@@ -65,7 +72,7 @@ class Runner:
 
     def load(self) -> Loaded:
         """What the files declare now, and what is wrong with them."""
-        return load(self._paths, self._environment)
+        return load(self._paths, self._environment, self._state)
 
     async def start(self) -> None:
         """Begin with every pipeline.
@@ -150,7 +157,12 @@ class Runner:
     async def checks(self) -> Sequence[Check]:
         """See `synckit_streams.ports.operation.Checks`: a pipeline that fails now may be well in a moment."""
         return [
-            Check(f"pipeline {each.name}", each.state != "failed", needed=False, detail=each.error)
+            Check(
+                f"pipeline {each.name}",
+                each.state != "failed",
+                needed=False,
+                detail=each.error if each.state == "failed" else "",
+            )
             for each in self.standings()
         ]
 

@@ -6,6 +6,8 @@ import asyncio
 import json
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -156,3 +158,33 @@ def _served_at(running: Process) -> str:
         if found := re.search(r"at (http://\S+)/metrics", line.decode()):
             return str(found[1])
     raise AssertionError("it serves nothing")
+
+
+def test_what_is_remembered_may_lie_elsewhere(synckit: Command, tmp_path: Path) -> None:
+    """Where the files' own folder is read-only, the error says what to do."""
+    declare(tmp_path, from_file(sink={"kind": "file", "path": str(tmp_path / "out.jsonl")}))
+    (tmp_path / "pipelines.state").write_text("a file, where the folder would be")
+    write_lines(tmp_path / "orders.jsonl", [order(1)])
+    done = synckit("connect", "pipelines.yaml", "--once", "--json")
+    assert done.status == 1
+    assert "--state FOLDER" in done.error["hint"]
+    for moved in (1, 0):
+        done = synckit("connect", "pipelines.yaml", "--once", "--json", "--state", "var")
+        assert (done.status, done.json["moved"]) == (0, moved)
+    assert (tmp_path / "var" / "pipelines.state" / "in.db").exists()
+
+
+def test_without_a_library_the_command_to_install_it_is_said(tmp_path: Path) -> None:
+    """Of PyYAML; the other one, pydantic, some versions of typer cannot do without."""
+    declare(tmp_path, from_file())
+    code = "import sys; sys.modules['yaml'] = None; from synckit_streams.cli import main; main(sys.argv[1:])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "connect", "pipelines.yaml", "--check"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "SK103" in done.stderr
+    assert "pip install 'synckit-streams[app]'" in done.stderr

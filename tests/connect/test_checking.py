@@ -77,6 +77,11 @@ def test_a_good_file_has_none(tmp_path: Path) -> None:
             ),
             "8:3: the sink has no topic (give it `topic`, or `topics`)",
         ),
+        (changed("  topic: orders\n", ""), "8:3: the sink has no topic, and the records have none (give it `topic`)"),
+        (
+            changed("name: orders", "name: orders\ndead_letter: {kind: store, store: 'sqlite:///dead.db'}"),
+            "2:14: the dead letter has no topic (a letter has none of its own)",
+        ),
         (
             changed("name: orders", "name: orders\nstore: sqlite:///shop.db"),
             "10:10: this store is another thing's already (a store has one owner; the other one is at ",

@@ -29,28 +29,28 @@ from tests.connect.kit import (
 )
 from tests.connect.tables import OUTBOX, connected, from_outbox, put
 
-KILLS = 12
+several_kills = pytest.mark.parametrize("kills", [4, pytest.param(25, marks=pytest.mark.slow)])
 SLOWLY: dict[str, Any] = {"batch": {"records": 3}}
 """Many small batches: a kill hits every place between two of them."""
 
 
 async def kill_while(
-    file: Path, folder: Path, write: Callable[[int], Awaitable[int]], moved: Callable[[], Awaitable[int]]
+    file: Path, kills: int, write: Callable[[int], Awaitable[int]], moved: Callable[[], Awaitable[int]]
 ) -> int:
     """Start and kill the runner, each time in the middle of something; gives how many records were written.
 
     Args:
         file: Of the pipeline.
-        folder: Of the file.
+        kills: How many.
         write: Adds records, from a number on; gives the next number.
         moved: How many are with the sink.
     """
     dice = random.Random(20)
     written = 0
-    for _ in range(KILLS):
+    for _ in range(kills):
         written = await write(written)
         before = await moved()
-        runner = start_runner(file, folder=folder)
+        runner = start_runner(file, folder=file.parent)
         try:
             # Only once it moves: a kill while Python starts would prove nothing.
             await until(partial(_more, moved, before))
@@ -66,8 +66,9 @@ async def _more(moved: Callable[[], Awaitable[int]], than: int) -> bool:
     return await moved() > than
 
 
+@several_kills
 @pytest.mark.timeout(300)
-async def test_a_file_into_a_store(tmp_path: Path) -> None:
+async def test_a_file_into_a_store(tmp_path: Path, kills: int) -> None:
     """And nothing of it is in the dead letter."""
     store = f"sqlite:///{tmp_path}/shop.db"
     file = declare(tmp_path, from_file(**SLOWLY))
@@ -79,7 +80,7 @@ async def test_a_file_into_a_store(tmp_path: Path) -> None:
     async def moved() -> int:
         return len(await events_of(store))
 
-    written = await kill_while(file, tmp_path, write, moved)
+    written = await kill_while(file, kills, write, moved)
     (standing,) = await move_once(file)
     assert standing.error == ""
     found = numbers(await events_of(store))
@@ -88,8 +89,9 @@ async def test_a_file_into_a_store(tmp_path: Path) -> None:
     assert not (tmp_path / "pipelines.state" / "in.dead.jsonl").read_text()
 
 
+@several_kills
 @pytest.mark.timeout(300)
-async def test_a_file_into_a_file(tmp_path: Path) -> None:
+async def test_a_file_into_a_file(tmp_path: Path, kills: int) -> None:
     """Half a line is cut off, and what stands there already is not written again; also over the sink's rotations."""
     sink = {"kind": "file", "path": "out.jsonl", "rotate_bytes": 20_000}
     file = declare(tmp_path, from_file(sink=sink, **SLOWLY))
@@ -107,15 +109,16 @@ async def test_a_file_into_a_file(tmp_path: Path) -> None:
     async def moved() -> int:
         return len(lines())
 
-    written = await kill_while(file, tmp_path, write, moved)
+    written = await kill_while(file, kills, write, moved)
     (standing,) = await move_once(file)
     assert standing.error == ""
     assert lines() == list(range(written))
-    assert len(list(tmp_path.glob("out.jsonl.*"))) > 5
+    assert len(list(tmp_path.glob("out.jsonl.*"))) > kills // 3
 
 
+@several_kills
 @pytest.mark.timeout(300)
-async def test_an_outbox_table_into_a_topic(tmp_path: Path, database: str, nats_url: str) -> None:
+async def test_an_outbox_table_into_a_topic(tmp_path: Path, database: str, nats_url: str, kills: int) -> None:
     """Over a real broker: somebody else's node has each row once, and the table is empty."""
     topic = f"orders-{uuid.uuid4().hex[:8]}"
     sink = {"kind": "topic", "connector": nats_url, "topics": [topic]}
@@ -132,7 +135,7 @@ async def test_an_outbox_table_into_a_topic(tmp_path: Path, database: str, nats_
         async def moved() -> int:
             return -int(await connection.fetchval("SELECT count(*) FROM outbox"))
 
-        written = await kill_while(file, tmp_path, write, moved)
+        written = await kill_while(file, kills, write, moved)
         (standing,) = await move_once(file)
         assert (standing.state, standing.error) == ("stopped", "")
         assert await connection.fetchval("SELECT count(*) FROM outbox") == 0

@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
+from synckit_connectors.memory import MemoryConnector
 from synckit_streams import Draft, SyncNode
 from tests.connect.kit import (
     assert_each_once,
     declare,
     events_of,
+    letters,
     move_once,
     moving,
     numbers,
@@ -76,6 +78,24 @@ async def test_a_store_that_took_anothers_place_is_read_from_its_beginning(
         await move_once(file)
     assert numbers(await events_of(f"sqlite:///{tmp_path}/copy.db")) == list(range(8))
     assert "another log" in caplog.text
+
+
+async def test_a_fact_that_two_nodes_wrote_is_moved_once(tmp_path: Path) -> None:
+    """Twins: two nodes took the same import while offline, and met afterwards."""
+    broker = f"memory://{tmp_path.name}"
+    keeper = MemoryConnector(broker)
+    stores = [f"sqlite:///{tmp_path}/{name}.db" for name in ("till", "other")]
+    for store, name in zip(stores, ("till", "other"), strict=True):
+        async with SyncNode(name, store=store) as node:
+            await node.append_many([draft(1), draft(2)])
+    for store, name in [*zip(stores, ("till", "other"), strict=True)] * 2:
+        async with SyncNode(name, store=store, connectors=[broker], topics=["orders"]) as node:
+            await node.sync()
+    await keeper.close()
+    assert len(await events_of(stores[0])) == 4
+    (standing,) = await move_once(declare(tmp_path, outbox_to_file()))
+    assert standing.moved == 2
+    assert [each["n"] for each in letters(tmp_path / "out.jsonl")] == [1, 2]
 
 
 @pytest.mark.parametrize("broker", ["nats_url", "redis_url", "kafka_url"])

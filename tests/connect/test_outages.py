@@ -25,7 +25,7 @@ from tests.connect.kit import (
 from tests.connect.receiver import receiving
 from tests.connect.tables import OUTBOX, connected, from_outbox, put
 
-ROUNDS = 4
+ROUNDS = 2
 SLOWLY: dict[str, Any] = {"batch": {"records": 5}}
 
 

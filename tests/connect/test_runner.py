@@ -12,7 +12,11 @@ from typing import Any
 import pytest
 
 from synckit_streams import Draft, SyncNode
+from synckit_streams.connect.assembly import parts_of
+from synckit_streams.connect.pipeline import Pipeline
+from synckit_streams.connect.places import Places
 from synckit_streams.connect.runner import Runner
+from synckit_streams.connect.spec import Pipeline as Spec
 from synckit_streams.errors import ConfigError
 from synckit_streams.ports.operation import Pipelines
 from tests.connect.kit import (
@@ -227,6 +231,20 @@ async def test_a_dead_letter_may_be_a_topic_of_a_store(tmp_path: Path) -> None:
     (event,) = await events_of(f"sqlite:///{tmp_path}/dead.db")
     assert (event.topic, event.type, event.aggregate_id) == ("orders.dead", "connect.dead", "in")
     assert event.data["original"]["raw"] == "nonsense"
+
+
+async def test_a_letter_that_is_refused_holds_the_pipeline(tmp_path: Path) -> None:
+    """--check would not have let this file pass: its dead letter has no topic."""
+    (tmp_path / "orders.jsonl").write_text("nonsense\n")
+    dead_letter = {"kind": "store", "store": "sqlite:///dead.db"}
+    given = Spec.model_validate(from_file(dead_letter=dead_letter))
+    parts = parts_of(given, Places(tmp_path / "p.yaml"), once=True)
+    pipeline = Pipeline("in", parts, once=True, dice=lambda: 0.0)
+    pipeline.start()
+    await pipeline.wait()
+    standing = pipeline.standing()
+    assert (standing.state, standing.dead) == ("failed", 0)
+    assert "the dead letter does not take" in standing.error
 
 
 async def test_a_dead_letter_that_takes_nothing_holds_the_pipeline(tmp_path: Path) -> None:

@@ -159,6 +159,17 @@ def test_data_that_is_no_json_cannot_be_transformed() -> None:
         through({"kind": "filter", "field": "/x", "op": "exists"}, record=record)
 
 
+async def test_a_map_may_say_the_topic(tmp_path: Path) -> None:
+    """The node of the sink then takes part in that one."""
+    write_lines(tmp_path / "orders.jsonl", [order(1)])
+    transforms = [{"kind": "map", "set": {"topic": "imported"}}]
+    sink = {"kind": "topic", "connector": "nats://127.0.0.1:1"}
+    (standing,) = await move_once(declare(tmp_path, from_file(sink=sink, transforms=transforms)))
+    assert (standing.moved, standing.dead) == (1, 0)
+    (event,) = await events_of(f"sqlite:///{tmp_path}/pipelines.state/in.sink.db")
+    assert event.topic == "imported"
+
+
 async def test_in_a_pipeline(tmp_path: Path) -> None:
     """What is passed over goes nowhere, and what a transform cannot do goes to the dead letter with the original."""
     write_lines(tmp_path / "orders.jsonl", [order(n, kind=kind) for n, kind in enumerate(["a", "b", "test", "c"])])
