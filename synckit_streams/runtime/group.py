@@ -17,6 +17,7 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 from synckit_streams.errors import LeaseLost, StoreClosed, StoreError
 from synckit_streams.model.event import Offset, Stored
@@ -147,10 +148,10 @@ class Group:
         aside = [asyncio.create_task(each) for each in (self._listen(), self._pass_on())]
         tasks = [asyncio.create_task(each, name=f"synckit-{self.name}") for each in work]
         # The work ends when all of it is done, or with the first that fails; what stands beside it never ends well.
-        work_done = asyncio.gather(*tasks)
+        work_done: asyncio.Future[Any] = asyncio.gather(*tasks)
         work_done.add_done_callback(lambda done: done.cancelled() or done.exception())  # it is raised below
         try:
-            await asyncio.wait([work_done, *aside], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({work_done, *aside}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._reading = True
             for task in (*tasks, *aside):

@@ -163,6 +163,33 @@ async def test_a_failed_statement_takes_the_events_with_it(database: str) -> Non
         assert (await store.append([draft()], now_ms=NOW_MS)).appended[0].event.seq == 1
 
 
+async def test_a_transaction_of_ones_own_goes_with_its_connection(database: str) -> None:
+    """All or nothing, and the error says that it can be tried again."""
+    async with opened(database) as store:
+
+        async def effect() -> None:
+            async with store.transaction() as tx:
+                await tx.set_offset("x", Offset(store.id, 1))
+                await tx.append([draft()], now_ms=NOW_MS)
+                await tx.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
+        async def swallow() -> None:
+            async with store.transaction() as tx:
+                await tx.append([draft()], now_ms=NOW_MS)
+                with pytest.raises(StoreUnavailable):
+                    await tx.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+                await store.summary("orders")  # over a new connection, on which no transaction is open
+
+        for call in (effect, swallow):
+            with pytest.raises(StoreUnavailable):
+                await call()
+        assert await store.offset("x") is None
+        assert await audit(store) == []
+        async with store.transaction() as tx:
+            await tx.set_offset("x", Offset(store.id, 2))
+        assert await store.offset("x") == Offset(store.id, 2)
+
+
 async def test_a_connection_that_is_lost_between_two_statements_is_unavailable(database: str) -> None:
     """So that whoever handles it tries again; what ended the transaction himself need not."""
     async with opened(database) as store:

@@ -150,33 +150,6 @@ async def test_cancelled_callers_leave_no_connection_behind(database: str, seed:
         assert {row["state"] for row in states} == {"idle"}
 
 
-async def test_a_transaction_of_ones_own_goes_with_its_connection(database: str) -> None:
-    """All or nothing, and the error says that it can be tried again."""
-    async with opened(database) as store:
-
-        async def effect() -> None:
-            async with store.transaction() as tx:
-                await tx.set_offset("x", Offset(store.id, 1))
-                await tx.append([draft()], now_ms=NOW_MS)
-                await tx.execute("SELECT pg_terminate_backend(pg_backend_pid())")
-
-        async def swallow() -> None:
-            async with store.transaction() as tx:
-                await tx.append([draft()], now_ms=NOW_MS)
-                with pytest.raises(StoreUnavailable):
-                    await tx.execute("SELECT pg_terminate_backend(pg_backend_pid())")
-                await store.summary("orders")  # over a new connection, on which no transaction is open
-
-        for call in (effect, swallow):
-            with pytest.raises(StoreUnavailable):
-                await call()
-        assert await store.offset("x") is None
-        assert await audit(store) == []
-        async with store.transaction() as tx:
-            await tx.set_offset("x", Offset(store.id, 2))
-        assert await store.offset("x") == Offset(store.id, 2)
-
-
 async def append_until_it_works(store: EventStore, drafts: list[Draft]) -> Any:
     """As a caller would: again while the server is away."""
     limit = time.monotonic() + DEADLINE_S
