@@ -10,7 +10,7 @@ import msgspec
 
 from synckit_streams.app.calling import Signature, drafts_of
 from synckit_streams.app.upcasting import Upcasters
-from synckit_streams.errors import ConfigError, SyncKitError
+from synckit_streams.errors import ConfigError, HandlerError, SyncKitError
 from synckit_streams.model.codec import NAME_BYTES_MAX, check_text, check_topic
 from synckit_streams.model.event import Draft, Stored
 from synckit_streams.ports.projection import Batch
@@ -134,7 +134,11 @@ class DeclaredHandler:
 
 def _wrapped(middleware: Middleware, inner: Next) -> Next:
     async def call(context: HandlerContext) -> Sequence[Draft]:
-        return await middleware(inner, context)
+        drafts = await middleware(inner, context)
+        if drafts is None:
+            named = getattr(middleware, "__name__", type(middleware).__name__)
+            raise HandlerError(f"the middleware {named!r} returned None", hint="return await call_next(context)")
+        return drafts
 
     return call
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 from uuid import UUID, uuid5
@@ -136,6 +137,8 @@ class OneTransaction:
     def __init__(self, begin: Callable[[], Awaitable[Transaction]]) -> None:
         self._begin = begin
         self._over = False
+        # A handler may gather several statements: one transaction is begun, and it takes them one after another.
+        self._turn = asyncio.Lock()
 
     def end(self) -> None:
         """The call is over: what a handler has left behind begins nothing more."""
@@ -155,8 +158,10 @@ class OneTransaction:
         Raises:
             FeatureUnsupported: the store has no SQL.
         """
-        return await (await self._own()).execute(sql, parameters)
+        async with self._turn:
+            return await (await self._own()).execute(sql, parameters)
 
     async def execute_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
         """Run one statement for each row, in one call."""
-        await (await self._own()).execute_many(sql, rows)
+        async with self._turn:
+            await (await self._own()).execute_many(sql, rows)

@@ -139,8 +139,17 @@ class Settled(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def reason_of(error: BaseException) -> str:
-    """An error in a line."""
-    return f"{type(error).__name__}: {error}"[:REASON_CHARS_MAX]
+    """An error in a line, whatever it is: what it says is a stranger's, and is to be written as JSON."""
+    try:
+        said = str(error)
+    except Exception as worse:  # noqa: BLE001 - told
+        said = f"its text cannot be had ({type(worse).__name__})"
+    return _writable(f"{type(error).__name__}: {said}"[:REASON_CHARS_MAX])
+
+
+def _writable(text: str) -> str:
+    """Without halves of surrogate pairs, which the name of a file brings along that is not UTF-8."""
+    return text.encode(errors="replace").decode()
 
 
 def _shown(payload: bytes) -> Any:
@@ -165,7 +174,7 @@ def dead_letter(topic: str, stored: Stored, attempts: int, error: BaseException,
         names: `group`, `handler` and `node`.
     """
     event = stored.event
-    told = "".join(traceback.format_exception(error))[-TRACEBACK_CHARS_MAX:]
+    told = _writable("".join(traceback.format_exception(error))[-TRACEBACK_CHARS_MAX:])
     shown = {
         "id": event.id,
         "topic": event.topic,

@@ -25,8 +25,10 @@ from synckit_streams.errors import (
     StoreBusy,
     StoreClosed,
     StoreCorrupt,
+    StoreError,
     StoreFull,
     StoreUnavailable,
+    SyncKitError,
     TooLarge,
     Unfit,
 )
@@ -268,15 +270,20 @@ class Strand:
                 unit.pass_by(lane, self._desk.read)
 
     async def _commit(self, unit: Unit) -> None:
-        """A unit; what the store says of an event that a handler returned is that handler's failure.
+        """A unit. What the store says of an event that a handler returned is that handler's failure, and so is a
+        transaction that it has spoilt: in PostgreSQL, by going on after a statement that failed.
 
         Raises:
             Restart: who returned it cannot be told; they are to be committed one by one.
         """
         started = time.perf_counter()
+        begun = unit.begun
         try:
             await unit.commit()
-        except REFUSED as error:
+        except SyncKitError as error:
+            spoilt = begun and type(error) is StoreError
+            if not spoilt and not isinstance(error, REFUSED):
+                raise
             if unit.last is None:
                 self._desk.careful = CAREFUL_EVENTS
                 raise Restart from error

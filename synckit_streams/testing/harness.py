@@ -192,7 +192,8 @@ class TestApp:
             f"group {group.name}: {group.parked} waiting" for group in self.app.groups if group.parked or not group.idle
         ]
         held = len(await self._store.held(after=b"", limit=1_000))
-        return ", ".join([*groups, *([f"{held} events wait for a cause"] if held else [])]) or "the connector"
+        wrong = [f"{each.name}: {each.detail}" for each in await self.app.checks() if not each.ok]
+        return ", ".join([*wrong, *groups, *([f"{held} events wait for a cause"] if held else [])]) or "the connector"
 
 
 class Crash(BaseException):

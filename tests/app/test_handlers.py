@@ -266,6 +266,70 @@ async def test_whatever_it_raises_is_a_failure(raised: BaseException) -> None:
     assert tries == 3
 
 
+class Speechless(Exception):
+    """Whose text cannot be had."""
+
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (Speechless(), "Speechless: its text cannot be had (RuntimeError)"),
+        (OSError("no file \udcff"), "OSError: no file ?"),
+        (ValueError("\0"), "ValueError: \0"),
+    ],
+    ids=["speechless", "surrogate", "nul"],
+)
+async def test_no_error_is_so_strange_that_it_stops_the_group(raised: Exception, said: str) -> None:
+    app = app_of()
+
+    @app.handler("orders", retry=Retry(max_attempts=2))
+    async def note(order: OrderPlaced) -> Draft:
+        if order.total_cents == 1:
+            raise raised
+        return Draft("invoices", "invoice.written", order.order_id)
+
+    async with TestApp(app) as t:
+        await t.publish(placed(1), placed(2))
+        await t.drain(timeout_s=10)
+        (letter,) = t.published("billing.dlq")
+        assert letter.data["error"] == said
+        assert len(t.published("invoices")) == 1
+
+
+async def test_statements_that_are_gathered_are_one_transaction() -> None:
+    app = app_of()
+
+    @app.handler("refunds", retry=Retry(max_attempts=1), timeout_s=5)
+    async def refund(event: Event, ctx: HandlerContext) -> Draft:
+        rows = await asyncio.gather(*(ctx.tx.execute("SELECT ?", (n,)) for n in range(5)))
+        return Draft("invoices", "invoice.refunded", "r-1", [n for ((n,),) in rows])
+
+    async with TestApp(app) as t:
+        await t.publish(Draft("refunds", "refund.asked", "r-1"))
+        await t.drain(timeout_s=10)
+        assert [each.data for each in t.published("invoices")] == [[0, 1, 2, 3, 4]]
+
+
+async def test_a_middleware_that_forgets_what_was_returned_is_told() -> None:
+    async def forgetful(call_next: Any, context: HandlerContext) -> Any:
+        await call_next(context)
+
+    app = app_of(middleware=[forgetful])
+
+    @app.handler("orders", retry=Retry(max_attempts=1))
+    async def bill(order: OrderPlaced) -> Draft:
+        return Draft("invoices", "invoice.written", order.order_id)
+
+    async with TestApp(app) as t:
+        await t.publish(placed(1))
+        await t.drain()
+        (letter,) = t.published("billing.dlq")
+        assert "the middleware 'forgetful' returned None" in letter.data["error"]
+
+
 async def test_what_does_not_end_is_a_failure_that_says_so() -> None:
     app = app_of()
 
