@@ -39,6 +39,7 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.nats
+@pytest.mark.timeout(600)  # every server there is, and every row
 def test_every_row_is_there_and_well_formed(tmp_path: Path) -> None:
     """All rows at a thousandth of their size; what they say of the speed is worth nothing."""
     output = tmp_path / "results.json"
