@@ -223,6 +223,9 @@ async def _cause_lost_with_its_disk(scene: Scene) -> None:
 async def _killed_at_each_commit(scene: Scene) -> None:
     """A process is killed at the first commit after a write, at the second one, and so on; and it starts again."""
     machine = scene["n1"]
+    # Whoever has come somewhere has something to lose: a projection that was nowhere would begin anew.
+    await scene.write(machine)
+    await scene.sync("n1")
     for number in range(COMMITS_MAX):
         for trouble in (Trouble.CRASH_BEFORE, Trouble.CRASH_AFTER):
             await scene.write(machine)
