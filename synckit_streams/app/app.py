@@ -291,8 +291,12 @@ class App:
     @property
     def shared(self) -> bool:
         """Whether several processes may run it: its store is one that they can share."""
-        self._store = store_for(self._store)
-        return self._store.features.shared
+        if not isinstance(self._store, str):
+            return self._store.features.shared
+        if self._store.lower().startswith("memory:"):
+            return False
+        # Made for reading only, so that whoever asks takes nothing from whoever runs it.
+        return store_for(self._store, read_only=True).features.shared
 
     async def start(self) -> None:
         """Open the store, and begin to work. Whoever fails here has nothing to stop.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import signal
-from collections.abc import Callable, Sequence
+import os
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +14,7 @@ import typer
 from rich.live import Live
 from rich.table import Table
 
+from synckit_streams.cli.running import DRAIN_S_MAX
 from synckit_streams.cli.terminal import (
     JsonFlag,
     carry_out,
@@ -24,6 +27,9 @@ from synckit_streams.cli.terminal import (
     show,
     show_json,
 )
+from synckit_streams.cli.workers.here import Where, run_here
+from synckit_streams.cli.workers.lifetime import Deadline
+from synckit_streams.cli.workers.logs import log_to_stderr
 from synckit_streams.errors import MissingDependency
 from synckit_streams.ports.operation import Standing
 
@@ -35,6 +41,7 @@ LOOK_S = 0.5
 REPORT_S = 5.0
 """How often a line is written where there is no terminal."""
 WRONG_FILES = 2
+DRAIN_S = 10.0
 COLOURS = {"running": "green", "paused": "yellow", "failed": "red", "stopped": "dim"}
 
 
@@ -42,6 +49,21 @@ def connect(
     files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="Files of pipelines, or folders of them")],
     check: Annotated[bool, typer.Option("--check", help="Only say what is wrong with the files.")] = False,
     once: Annotated[bool, typer.Option("--once", help="Move what is there, and end.")] = False,
+    host: Annotated[str, typer.Option("--host", help="Where HTTP is served, with --port.")] = "127.0.0.1",
+    port: Annotated[
+        int | None,
+        typer.Option(
+            "--port",
+            min=0,
+            max=65535,
+            help="Serve webhooks, /connectors, /health and /metrics there; 0 takes a free one.",
+            show_default=False,
+        ),
+    ] = None,
+    drain_s: Annotated[
+        float,
+        typer.Option("--drain-s", min=0, max=DRAIN_S_MAX, help="How long what is under way may take at the end, in s."),
+    ] = DRAIN_S,
     state: Annotated[
         Path | None,
         typer.Option(
@@ -57,18 +79,34 @@ def connect(
 
     Nothing is lost: a position moves when the sink has the records. What cannot be delivered goes to the pipeline's
     dead letter. SIGHUP reads the files again, and restarts only what has changed. With --check the status is 2 if
-    something is wrong.
+    something is wrong. With --port it takes webhooks, and shows over HTTP how it is.
 
     [bold]Examples[/bold]
 
       $ synckit connect orders.yaml
       $ synckit connect /etc/synckit/pipelines --check
       $ synckit connect import.yaml --once
+      $ synckit connect hooks.yaml --host 0.0.0.0 --port 8000
     """
     if check:
         carry_out(lambda: _check(files, json=json), json=json)
-    else:
-        carry_out(lambda: _run(files, once=once, state=state, json=json), json=json)
+        return
+    if once:
+        carry_out(lambda: _once(files, state=state, json=json), json=json)
+        return
+    where = None if port is None else Where(host, port)
+    on_terminal = sys.stderr.isatty()
+    # A terminal shows how it goes; beside that only what is wrong is said.
+    colours = on_terminal and "NO_COLOR" not in os.environ
+    log_to_stderr("connect", "warning" if on_terminal else "info", json=json, colours=colours)
+    deadline = Deadline(drain_s)
+    try:
+        carry_out(
+            lambda: _run(files, state=state, where=where, deadline=deadline, drain_s=drain_s, json=json),
+            json=json,
+        )
+    finally:
+        deadline.lift()
 
 
 def _runner(files: Sequence[Path], *, once: bool = False, state: Path | None = None) -> Runner:
@@ -97,32 +135,52 @@ async def _check(files: Sequence[Path], *, json: bool) -> int:
     return WRONG_FILES if loaded.problems else 0
 
 
-async def _run(files: Sequence[Path], *, once: bool, state: Path | None, json: bool) -> int:
-    runner = _runner(files, once=once, state=state)
+async def _once(files: Sequence[Path], *, state: Path | None, json: bool) -> int:
+    runner = _runner(files, once=True, state=state)
     await runner.start()
+    try:
+        async with _telling(runner, json=json):
+            await runner.wait()
+        standings = runner.standings()
+    finally:
+        await runner.stop()
+    _report(standings, json=json)
+    return 1 if any(each.state == "failed" for each in standings) else 0
+
+
+async def _run(
+    files: Sequence[Path], *, state: Path | None, where: Where | None, deadline: Deadline, drain_s: float, json: bool
+) -> int:
+    runner = _runner(files, state=state)
     reloads: set[asyncio.Task[None]] = set()
 
     def reload() -> None:
         reloads.add(task := asyncio.create_task(_reload(runner, quiet=json)))
         task.add_done_callback(reloads.discard)
 
-    loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGHUP, reload)
-    telling = asyncio.create_task(_tell(runner, json=json))
+    async with _telling(runner, json=json):
+        status = await run_here(
+            runner,
+            drain_s=drain_s,
+            where=where,
+            deadline=deadline,
+            pipelines=runner,
+            hooks=runner.hooks,
+            hang_up=reload,
+        )
+    _report(runner.standings(), json=json)
+    return status
+
+
+@asynccontextmanager
+async def _telling(runner: Runner, *, json: bool) -> AsyncIterator[None]:
+    """Say how it goes during the block."""
+    task = asyncio.create_task(_tell(runner, json=json))
     try:
-        if once:
-            await runner.wait()
-        else:
-            await asyncio.Event().wait()
+        yield
     finally:
-        loop.remove_signal_handler(signal.SIGHUP)
-        telling.cancel()
-        await asyncio.gather(telling, return_exceptions=True)
-        standings = runner.standings()  # as it ends: afterwards all are stopped
-        await runner.stop()
-        _report(runner.standings() if not once else standings, json=json)
-    failed = [each for each in standings if each.state == "failed"]
-    return 1 if failed else 0
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 async def _reload(runner: Runner, *, quiet: bool) -> None:

@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
+from synckit_streams.app.app import App
 from synckit_streams.app.asyncapi import as_json, as_yaml, asyncapi
 from synckit_streams.app.asyncapi_page import to_html
-from synckit_streams.cli.loading import load_app
+from synckit_streams.cli.loading import load
 from synckit_streams.cli.terminal import carry_out, note
 from synckit_streams.errors import ConfigError
 
@@ -36,7 +37,12 @@ def describe(
     async def work() -> None:
         if html and yaml:
             raise ConfigError("--html and --yaml are two things", hint="choose one of them")
-        document = asyncapi(load_app(target), version=version)
+        app = load(target)
+        if not isinstance(app, App):
+            raise ConfigError(
+                f"{target} is of {type(app).__name__!r}, and no App", hint="only an App says what it takes"
+            )
+        document = asyncapi(app, version=version)
         text = to_html(document) if html else as_yaml(document) if yaml else as_json(document)
         if out is None:
             typer.echo(text, nl=False)

@@ -88,6 +88,7 @@ class Projector:
             offset = await tx.offset(consumer)
             if projection.name not in self._ready and offset is None:
                 await self._run(projection, projection.reset(tx))
+                await tx.forget_applied(projection.name)  # of an earlier life
             page = await store.log(after=offset, limit=self._page_size.events)
             self._page_size.learn(each.event for each in page)
             if not page and offset is None:

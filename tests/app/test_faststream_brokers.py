@@ -26,10 +26,13 @@ from faststream import TestApp as TestFastStream
 from faststream.kafka import KafkaBroker
 from faststream.nats import JStream, NatsBroker, PullSub
 from faststream.redis import RedisBroker, StreamSub
+from nats.js.api import ConsumerConfig
 from redis.asyncio import Redis
 
 from synckit_streams import App, Draft, Event, Retry, SyncNode
 from synckit_streams.app.faststream import EventCodec, Inbox
+from synckit_streams.runtime.driver import World
+from synckit_streams.runtime.inbox import ALIVE_S
 from synckit_streams.testing import TestApp
 
 MEMBER = Path(__file__).with_name("faststream_member.py")
@@ -217,6 +220,37 @@ async def test_one_bad_message_of_a_batch_is_found_and_the_others_are_done_once(
     assert letter.data["event"]["data"] == 5
 
 
+async def test_jetstream_delivers_nothing_again_that_waits_for_its_next_attempt(nats_url: str, topic: str) -> None:
+    """The wait is longer than the server's own, which is told that somebody is at work on it."""
+    await publish("nats", nats_url, topic, b"7")
+    broker = NatsBroker(nats_url, codec=EventCodec())
+    calls = 0
+    config = ConsumerConfig(ack_wait=ALIVE_S + 0.5)
+
+    @broker.subscriber(topic, stream=JStream(topic, declare=False), queue="billing", config=config)
+    async def bill(n: int) -> Draft:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise RuntimeError("the first time it fails")
+        return Draft("invoices", "invoice.written", "o-7")
+
+    node = SyncNode("billing", store="memory:", world=World(dice=lambda: 0.999))
+    retry = Retry(base_ms=int((ALIVE_S + 2) * 1000))
+    async with TestFastStream(FastStream(broker, lifespan=Inbox(node, broker, retry=retry).lifespan)):
+
+        async def written() -> bool:
+            return bool([stored async for stored in node.log("invoices")])
+
+        await until(written)
+        client = await nats.connect(nats_url)
+        (consumer,) = await client.jetstream().consumers_info(topic)
+        await client.close()
+    assert calls == 2
+    assert consumer.delivered is not None
+    assert consumer.delivered.consumer_seq == 1
+
+
 # --------------------------------------------------------------------------------- the faults, and what becomes of them
 
 
@@ -326,6 +360,22 @@ async def test_what_faststream_cannot_read_is_lost_but_not_under_the_inbox(
     assert "UnicodeDecodeError" in letter.data["error"]
     assert letter.data["event"]["data"] == 0
     assert calls == Counter({1: 2})
+
+
+async def test_a_node_sets_aside_what_it_cannot_read_and_takes_what_follows(kafka_url: str, topic: str) -> None:
+    servers = kafka_url.removeprefix("kafka://")
+    async with (
+        SyncNode("till", store="memory:", connectors=[kafka_url], topics=[topic]) as till,
+        SyncNode("billing", store="memory:", connectors=[kafka_url], topics=[topic]) as node,
+        AIOKafkaProducer(bootstrap_servers=servers) as producer,
+    ):
+        await till.sync()  # makes the topic
+        await producer.send_and_wait(f"sk-{topic}", b"0", headers=[("ce_id", b"\xff")])
+        await till.append(Draft(topic, "order.placed", "o-1"))
+        await till.sync()
+        await node.sync()
+        assert [stored.event.aggregate_id async for stored in node.log(topic)] == ["o-1"]
+        assert len(await node.store.quarantine(after=0, limit=9)) == 1
 
 
 @pytest.mark.parametrize("inbox", [False, True], ids=["alone", "inbox"])

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+
+import aiohttp
 
 from tests.cli.conftest import Command, Process
 from tests.connect.kit import declare, events_of, from_file, order, until, write_lines
@@ -88,7 +93,7 @@ async def test_sighup_reloads(process: Callable[..., Process], tmp_path: Path) -
         number += 1
         await until(lambda wanted=number - 1: _events(store, wanted))  # type: ignore[misc]
     done = running.end(signal.SIGTERM)
-    assert done.status == 143
+    assert done.status == 0
     assert "not reloaded: " in done.err
     assert "unknown key 'topci' (did you mean `topic`?)" in done.err
     assert "reloaded: restarted in" in done.err
@@ -109,8 +114,50 @@ def test_lines_for_programs_come_while_it_runs(process: Callable[..., Process], 
     running = process("connect", "pipelines.yaml", "--json")
     assert json.loads(running.line())["moved"] == 1
     done = running.end(signal.SIGINT)
-    assert done.status == 130
+    assert done.status == 0
     assert done.json["state"] == "stopped"
+
+
+async def test_webhooks_and_operations_over_http(process: Callable[..., Process], tmp_path: Path) -> None:
+    """What was answered with 202 while the pipeline was paused is there when it goes on, over a kill -9 as well."""
+    store = f"sqlite:///{tmp_path}/shop.db"
+    source = {"kind": "http", "type": "/kind", "aggregate_id": "/order", "token": "${TOKEN}"}
+    declare(tmp_path, from_file("shop", source=source))
+    headers = {"authorization": "Bearer t0"}
+    for life in range(3):
+        running = process("connect", "pipelines.yaml", "--port", 0, env={"TOKEN": "t0"})
+        url = await asyncio.to_thread(_served_at, running)
+        async with aiohttp.ClientSession(url) as client:
+            async with client.get("/connectors") as answer:
+                assert await answer.json() == ["shop"]
+            async with client.put("/connectors/shop/pause") as answer:
+                assert answer.status == 202
+            async with client.post("/hooks/shop", json=order(life)) as answer:
+                assert answer.status == 401
+            async with client.post("/hooks/shop", json=order(life), headers=headers) as answer:
+                assert answer.status == 202
+            assert not await _events(store, life + 1)
+            running.popen.kill()
+        running = process("connect", "pipelines.yaml", "--port", 0, env={"TOKEN": "t0"})
+        url = await asyncio.to_thread(_served_at, running)
+        async with aiohttp.ClientSession(url) as client:
+            async with client.get("/connectors/shop/status") as answer:
+                assert (await answer.json())["connector"]["state"] in ("PAUSED", "RUNNING")
+            async with client.put("/connectors/shop/resume") as answer:
+                assert answer.status == 202
+            await until(partial(_events, store, life + 1))
+            async with client.get("/health/ready") as answer:
+                assert answer.status == 200
+        assert running.end(signal.SIGTERM).status == 0
+    assert [event.data["n"] for event in await events_of(store)] == [0, 1, 2]
+
+
+def _served_at(running: Process) -> str:
+    assert running.popen.stderr is not None
+    for line in running.popen.stderr:
+        if found := re.search(r"at (http://\S+)/metrics", line.decode()):
+            return str(found[1])
+    raise AssertionError("it serves nothing")
 
 
 def test_what_is_remembered_may_lie_elsewhere(synckit: Command, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from synckit_streams import ConfigError, StoreNotFound
-from synckit_streams.cli.workers.loading import load
+from synckit_streams.cli.loading import load
 
 MODULES = {
     "load_fine": "from tests.cli.services import Steady\nclass Shop:\n    app = Steady('shop')\napp = Shop.app\n",
@@ -36,9 +36,9 @@ def test_a_service_of_the_working_directory_is_found(target: str) -> None:
 @pytest.mark.parametrize(
     ("target", "message", "hint"),
     [
-        ("load_fine", "which service of the module 'load_fine'", "synckit run load_fine:app"),
-        ("load_fine.py:app", "is a file, and not a module", "synckit run load_fine:app"),
-        ("./shop/billing.py", "is a file, and not a module", "synckit run shop.billing:app"),
+        ("load_fine", "which service of the module 'load_fine'", "write load_fine:app"),
+        ("load_fine.py:app", "is a file, and not a module", "write load_fine:app"),
+        ("./shop/billing.py", "is a file, and not a module", "write shop.billing:app"),
         ("", "names no service", "MODULE:NAME"),
         ("load_fine:app:x", "names no service", "MODULE:NAME"),
         ("nosuch:app", "there is no module 'nosuch'", "run it from the folder"),
