@@ -11,10 +11,10 @@ from typing import Annotated, Any
 
 import typer
 
+from synckit_streams.cli.loading import load, split
 from synckit_streams.cli.terminal import INTERRUPTED, JsonFlag, carry_out, complain
 from synckit_streams.cli.workers.here import Where, on_signals, run_here, served
 from synckit_streams.cli.workers.lifetime import FAILED, WRONG, Deadline
-from synckit_streams.cli.loading import load, split
 from synckit_streams.cli.workers.logs import LogLevel, log_to_stderr
 from synckit_streams.cli.workers.supervisor import WORKERS_MAX, Supervisor
 from synckit_streams.cli.workers.watching import Sources, folders_of

@@ -17,9 +17,9 @@ import threading
 
 import msgspec
 
+from synckit_streams.cli.loading import load
 from synckit_streams.cli.terminal import complain
 from synckit_streams.cli.workers.lifetime import CLOSE_S, FAILED, OK, WRONG, Deadline, lifetime
-from synckit_streams.cli.loading import load
 from synckit_streams.cli.workers.logs import LogLevel, log_to_stderr
 from synckit_streams.cli.workers.wire import Ask, Ready, Told, Wire
 from synckit_streams.errors import ConfigError, SyncKitError
