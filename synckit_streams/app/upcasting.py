@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -21,15 +22,23 @@ class Upcasters:
     def __init__(self) -> None:
         self._steps: dict[tuple[str, int], Upcaster] = {}
 
-    def add(self, type: str, from_version: int, step: Upcaster) -> None:
+    def add(self, type_: str, from_version: int, step: Upcaster) -> None:
         """One step.
 
         Raises:
-            ConfigError: there is one already.
+            ConfigError: there is one already, or it is a coroutine function or from no version.
         """
-        if (type, from_version) in self._steps:
-            raise ConfigError(f"{type!r} has two upcasters from version {from_version}", hint="one step leads on")
-        self._steps[type, from_version] = step
+        if type(from_version) is not int or from_version < 1:
+            raise ConfigError(
+                f"{type_!r} has an upcaster from version {from_version!r:.80}", hint="from_version=1, say"
+            )
+        if inspect.iscoroutinefunction(step):
+            raise ConfigError(
+                f"{type_!r} has an upcaster that is a coroutine function", hint="write it with a plain def"
+            )
+        if (type_, from_version) in self._steps:
+            raise ConfigError(f"{type_!r} has two upcasters from version {from_version}", hint="one step leads on")
+        self._steps[type_, from_version] = step
 
     def upcast(self, event: Event, version: int) -> Event:
         """The event as a version of its type that the handler knows; 0 takes whatever comes.

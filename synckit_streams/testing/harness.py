@@ -71,7 +71,8 @@ class TestApp:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._peer.close()
-        await self.app.stop()
+        # A test that has failed is not kept waiting for the handler for which it has failed.
+        await self.app.stop(drain_s=DRAIN_S if error is None else 0)
         self._surroundings.close()
 
     def _wall_ms(self) -> int:

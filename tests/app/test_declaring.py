@@ -146,3 +146,19 @@ def test_one_is_not_taken_for_several(setting: str) -> None:
 
 def test_one_type_of_a_projection_is_one() -> None:
     assert app_of().projection("seen", types="order.placed")(bound).types == ("order.placed",)
+
+
+def doubled(data: Any) -> Any:
+    return data
+
+
+async def later(data: Any) -> Any:
+    return data
+
+
+@pytest.mark.parametrize(("version", "step"), [("1", doubled), (0, doubled), (1, later), (2, doubled)], ids=str)
+def test_an_upcaster_that_cannot_lead_on_is_refused(version: Any, step: Any) -> None:
+    app = app_of()
+    app.upcast("order.placed", from_version=2)(doubled)
+    with pytest.raises(ConfigError):
+        app.upcast("order.placed", from_version=version)(step)

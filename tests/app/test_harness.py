@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from synckit_streams import App, Draft, Event
+import asyncio
+import time
+
+import pytest
+
+from synckit_streams import App, Draft, Event, Timeout
 from synckit_streams.testing import TestApp
 
 
@@ -25,3 +30,22 @@ async def test_what_was_drained_is_at_the_broker() -> None:
         await t.drain()
         await u.drain()
     assert filed == ["o-1"]
+
+
+async def test_a_test_that_has_failed_ends_at_once() -> None:
+    """Also when a handler never would."""
+    app = App("billing", store="memory:")
+
+    @app.handler("orders", timeout_s=None)
+    async def hang(order: Event) -> None:
+        await asyncio.Event().wait()
+
+    async def failing() -> None:
+        async with TestApp(app) as t:
+            await t.publish(Draft("orders", "order.placed", "o-1"))
+            await t.drain(timeout_s=0.1)
+
+    began = time.monotonic()
+    with pytest.raises(Timeout, match="billing was not done"):
+        await failing()
+    assert time.monotonic() - began < 10
