@@ -15,6 +15,7 @@ from synckit_streams.model.codec import NAME_BYTES_MAX, check_text, check_topic
 from synckit_streams.model.event import Draft, Stored
 from synckit_streams.ports.projection import Batch
 from synckit_streams.ports.store import Transaction
+from synckit_streams.runtime import projector
 from synckit_streams.runtime.handling import HandlerContext
 from synckit_streams.runtime.lanes import LANES
 from synckit_streams.runtime.policy import Breaker, Retry
@@ -25,7 +26,7 @@ Middleware = Callable[[Next, HandlerContext], Awaitable[Sequence[Draft]]]
 """Wraps every call of a handler: `async def timed(call_next, context): return await call_next(context)`."""
 
 BATCH_MAX = 10_000
-"""Most events in one call of a handler or a projection."""
+"""Most events in one call of a handler."""
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -176,8 +177,8 @@ class DeclaredProjection:
         if len(inspect.signature(function).parameters) != 2:
             raise ConfigError(f"{whose} takes a batch and a transaction", hint="async def f(batch, tx): …")
         check_count(f"{whose}: batch", batch, least=1)
-        if batch > BATCH_MAX:
-            raise ConfigError(f"{whose}: batch={batch}", hint=f"at most {BATCH_MAX} events go into one call")
+        if batch > projector.BATCH_MAX:
+            raise ConfigError(f"{whose}: batch={batch}", hint=f"at most {projector.BATCH_MAX} events go into one page")
         self.name = name
         self.topics = checked_topics(topics, whose) if topics else ()
         self.types = (types,) if isinstance(types, str) else tuple(types)

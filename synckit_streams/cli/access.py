@@ -24,6 +24,7 @@ from synckit_streams.runtime.link import link_name
 from synckit_streams.runtime.node import SyncNode
 from synckit_streams.runtime.registry import connector_for, store_for
 from synckit_streams.runtime.result import SyncResult
+from synckit_streams.runtime.switch import Want
 from synckit_streams.runtime.visitor import Visitor
 from synckit_streams.stores.sqlite import SqliteStore
 
@@ -122,6 +123,8 @@ class Writer(Protocol):
 
     async def sync(self, *, timeout_s: float) -> SyncResult: ...
 
+    async def switch(self, projections: Sequence[str], what: Want) -> None: ...
+
 
 class OwnNode:
     """The command itself is the node, for as long as it runs."""
@@ -138,6 +141,10 @@ class OwnNode:
         """One meeting."""
         return await self.node.sync(timeout_s=timeout_s)
 
+    async def switch(self, projections: Sequence[str], what: Want) -> None:
+        """Kept in the store when it returns."""
+        await self.node.switch(projections, what)
+
 
 class RunningNode:
     """A node that runs in another process, and lets us in."""
@@ -153,6 +160,10 @@ class RunningNode:
     async def sync(self, *, timeout_s: float) -> SyncResult:
         """One meeting, over the node's own connector."""
         return await self.visitor.sync(timeout_s=timeout_s)
+
+    async def switch(self, projections: Sequence[str], what: Want) -> None:
+        """Kept in the store when it returns."""
+        await self.visitor.switch(projections, what)
 
 
 @asynccontextmanager

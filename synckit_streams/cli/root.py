@@ -22,6 +22,7 @@ COMMANDS = (
     ("log", "synckit_streams.cli.log", "log"),
     ("run", "synckit_streams.cli.running", "run"),
     ("dlq", "synckit_streams.cli.dead_letters", "dlq"),
+    ("projection", "synckit_streams.cli.projections", "projection"),
     ("sync", "synckit_streams.cli.syncing", "sync"),
     ("connect", "synckit_streams.cli.connecting", "connect"),
     ("status", "synckit_streams.cli.status", "status"),

@@ -35,6 +35,7 @@ from synckit_streams.runtime.errand import (
     About,
     Answer,
     AskAppend,
+    AskSwitch,
     AskSync,
     Receipt,
     Synced,
@@ -43,6 +44,7 @@ from synckit_streams.runtime.errand import (
     encode,
 )
 from synckit_streams.runtime.result import SyncResult
+from synckit_streams.runtime.switch import Want
 
 logger = logging.getLogger("synckit_streams")
 
@@ -68,6 +70,8 @@ class Host(Protocol):
     async def append_many(self, drafts: Sequence[Draft]) -> list[Stored]: ...
 
     async def sync(self, *, timeout_s: float = ...) -> SyncResult: ...
+
+    async def switch(self, projections: Sequence[str], what: Want) -> None: ...
 
 
 # -------------------------------------------------------------------------------------------------------- where it is
@@ -247,6 +251,9 @@ class Door:
             match request:
                 case AskAppend(drafts):
                     return Answer(receipt=await append_counted(self._node, [each.draft() for each in drafts]))
+                case AskSwitch(projections, what):
+                    await self._node.switch(projections, what)
+                    return Answer()
                 case AskSync(timeout_s):
                     return Answer(synced=Synced.of(await self._node.sync(timeout_s=timeout_s)))
                 case _:

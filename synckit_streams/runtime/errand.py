@@ -13,6 +13,7 @@ from synckit_streams.model.codec import check_draft, encode_metadata, encode_pay
 from synckit_streams.model.event import Draft
 from synckit_streams.model.seen import Intervals
 from synckit_streams.runtime.result import SyncResult
+from synckit_streams.runtime.switch import Want
 
 REQUEST_BYTES_MAX = 4 * 1024 * 1024
 """The largest payload, in base64, with the largest metadata, is 1.4 MB; reading a line of 4 MiB takes about 20 ms."""
@@ -79,7 +80,14 @@ class AskSync(msgspec.Struct, frozen=True, tag_field="ask", tag="sync"):
     timeout_s: float = 30.0
 
 
-Request: TypeAlias = AskAbout | AskAppend | AskSync
+class AskSwitch(msgspec.Struct, frozen=True, tag_field="ask", tag="switch"):
+    """Let projections pause, run, be rebuilt or be made empty."""
+
+    projections: list[str]
+    want: Want
+
+
+Request: TypeAlias = AskAbout | AskAppend | AskSync | AskSwitch
 
 
 class About(msgspec.Struct, frozen=True):

@@ -7,11 +7,10 @@ import inspect
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
-from synckit_streams.errors import ConfigError, ConnectorError, Invalid, StoreClosed, StoreError, SyncKitError
+from synckit_streams.errors import ConfigError, ConnectorError, Invalid, StoreClosed, SyncKitError
 from synckit_streams.model.event import Draft, Event, Offset, Stored
 from synckit_streams.ports.connector import Connector
 from synckit_streams.ports.projection import Projection
@@ -21,7 +20,8 @@ from synckit_streams.runtime.autosync import AutoSync
 from synckit_streams.runtime.cancel import is_cancelled
 from synckit_streams.runtime.door import Door, open_door
 from synckit_streams.runtime.driver import Driver, Silence, World
-from synckit_streams.runtime.group import AGAIN_MS, AGAIN_MS_MAX, Group
+from synckit_streams.runtime.following import Follower
+from synckit_streams.runtime.group import Group
 from synckit_streams.runtime.handling import Handler
 from synckit_streams.runtime.inbox import REMEMBER_S, Inbox
 from synckit_streams.runtime.ingest import Ingest, Ingested, Ingestion
@@ -51,9 +51,9 @@ from synckit_streams.runtime.settings import (
     check_seconds,
     check_trim,
 )
+from synckit_streams.runtime.switch import Want, turn_switch
 from synckit_streams.runtime.turns import Turns
 from synckit_streams.sync.conflict import ConflictResolver, Resolution, conflict_of, resolve
-from synckit_streams.sync.pace import next_delay_ms
 from synckit_streams.sync.replica import checksum
 from synckit_streams.sync.resolvers import LastWriteWins
 
@@ -63,8 +63,6 @@ OnResult = Callable[[SyncResult], Any]
 PAGE_EVENTS = 1_000
 DRAIN_S = 5.0
 """Longest time without progress for what auto-sync sends when it is stopped."""
-PROJECT_PAUSE_S = 0.1
-"""Least time between two looks of the projections at the log while auto-sync is live."""
 
 
 class SyncNode:
@@ -162,10 +160,13 @@ class SyncNode:
         self._driver = Driver(settings, store_for(store), observer or Silence(), world or World())
         self._driver.wrote = self._wrote
         self._driver.widened = self._widened
+        self._grown = asyncio.Event()
+        """Set when the projections should look again."""
         self._wider = asyncio.Event()
         """Set when there are more topics than the present meeting has joined."""
         self._links = [Link(name, each, self._driver) for name, each in zip(names, made, strict=True)]
         self._projector = Projector(self._driver, projections, self.resolver)
+        self._follower = Follower(self._driver, self._projector)
         self._listeners: list[OnResult] = []
         self._turns = Turns()
         self._auto: AutoSync | None = None
@@ -431,13 +432,6 @@ class SyncNode:
             watcher.cancel()
             await asyncio.gather(watcher, return_exceptions=True)
 
-    async def _project_live(self) -> None:
-        """Let the projections follow the log between two meetings. What fails is said by the next meeting."""
-        async for _ in self.store.watch():
-            with suppress(Exception):
-                await self._projector.catch_up()
-            await asyncio.sleep(PROJECT_PAUSE_S)
-
     async def _finish(self, meeting: Meeting, started: float, unreached: Sequence[ConnectorError]) -> SyncResult:
         _, failures = await self._projector.catch_up()
         for failure in failures:
@@ -500,7 +494,7 @@ class SyncNode:
         self._auto = AutoSync(meet, self._driver.world.dice)
         self._auto.start()
         if self._projector:
-            self._following = asyncio.create_task(self._project_live(), name="synckit-project")
+            self._following = asyncio.create_task(self._follower.run(), name="synckit-project")
 
     async def stop_auto_sync(self) -> None:
         """Send what is still unsent, if the broker is there, and stop. Does nothing if it does not run."""
@@ -539,27 +533,19 @@ class SyncNode:
             StoreClosed: the store was closed.
         """
         self._check_open()
-        failures = 0
-        while True:
-            try:
-                await self._project()
-                async for _ in self.store.watch():
-                    await self._project()
-                    failures = 0
-                    await asyncio.sleep(PROJECT_PAUSE_S)
-            except StoreClosed:
-                raise
-            except StoreError as error:
-                failures += 1
-                dice = self._driver.world.dice()
-                delay_ms = next_delay_ms(failures, base_ms=AGAIN_MS, delay_ms_max=AGAIN_MS_MAX, dice=dice)
-                logger.warning("%s: projections: %s; they go on in %.1f s", self.node_id, error, delay_ms / 1000)
-                await asyncio.sleep(delay_ms / 1000)
+        await self._follower.run()
 
-    async def _project(self) -> None:
-        _, failures = await self._projector.catch_up()
-        for failure in failures:
-            logger.error("%s: %s", self.node_id, failure, exc_info=failure)
+    async def switch(self, projections: Sequence[str], what: Want) -> None:
+        """Let projections pause, run, be rebuilt or be made empty. It is kept in the store, and is done by whoever runs
+        them, at once or with the next page.
+
+        Raises:
+            StoreError: it was not kept.
+        """
+        self._check_open()
+        async with self.store.transaction() as tx:
+            await turn_switch(tx, projections, what)
+        self._follower.poke()
 
     def group(self, name: str, handlers: Sequence[Handler], *, concurrency: int = 1, lease_s: float = LEASE_S) -> Group:
         """Handlers that follow this node's log; they work while `Group.run` does. See `Group` for the arguments."""

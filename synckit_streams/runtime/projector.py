@@ -28,13 +28,16 @@ from synckit_streams.ports.projection import Batch, Change, Projection
 from synckit_streams.ports.store import EventStore, Transaction
 from synckit_streams.ports.telemetry import TRACES_MAX, Projected
 from synckit_streams.runtime.cancel import is_cancelled
-from synckit_streams.runtime.driver import Driver
+from synckit_streams.runtime.driver import Driver, logger
 from synckit_streams.runtime.envelope import traces_of
 from synckit_streams.runtime.paging import PageSize
+from synckit_streams.runtime.switch import Want, read_switch, turn_switch
 from synckit_streams.sync.conflict import ConflictResolver, conflict_of, resolve
 
 PAGE_EVENTS = 1_000
 AGGREGATES_TOGETHER = 64
+BATCH_MAX = 10_000
+"""Most events in one page of a projection, whatever it asks for."""
 CONSUMER = "projection|"
 """Before a projection's name: the consumer under which the store keeps its offset."""
 
@@ -53,7 +56,9 @@ class Projector:
         self._projections = tuple(projections)
         self._resolver = resolver
         self._ready: set[str] = set()
-        self._page_size = PageSize(PAGE_EVENTS)
+        self._page_sizes = {
+            each.name: PageSize(min(getattr(each, "batch", PAGE_EVENTS), BATCH_MAX)) for each in projections
+        }
 
     def __bool__(self) -> bool:
         return bool(self._projections)
@@ -84,13 +89,22 @@ class Projector:
         store = self._driver.store
         started = time.perf_counter()
         consumer = f"{CONSUMER}{projection.name}"
+        page_size = self._page_sizes[projection.name]
         async with store.transaction() as tx:
             offset = await tx.offset(consumer)
-            if projection.name not in self._ready and offset is None:
+            what = await read_switch(tx, projection.name)
+            if what in (Want.REBUILD, Want.RESET):
+                logger.info("%s: the projection %r begins anew", self._driver.settings.node, projection.name)
+                offset = None
+                await turn_switch(tx, [projection.name], Want.PAUSE if what is Want.RESET else Want.RUN)
+            if offset is None and (what is not Want.RUN or projection.name not in self._ready):
                 await self._run(projection, projection.reset(tx))
                 await tx.forget_applied(projection.name)  # of an earlier life
-            page = await store.log(after=offset, limit=self._page_size.events)
-            self._page_size.learn(each.event for each in page)
+            if what in (Want.PAUSE, Want.RESET):
+                await tx.set_offset(consumer, offset or Offset(store.id, 0))
+                return 0, False
+            page = await store.log(after=offset, limit=page_size.events)
+            page_size.learn(each.event for each in page)
             if not page and offset is None:
                 # Where it stands is kept even when nothing was there, so that `reset` runs once.
                 await tx.set_offset(consumer, Offset(store.id, 0))

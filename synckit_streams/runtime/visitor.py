@@ -18,6 +18,7 @@ from synckit_streams.runtime.errand import (
     Answer,
     AskAbout,
     AskAppend,
+    AskSwitch,
     AskSync,
     DraftLine,
     Part,
@@ -27,6 +28,7 @@ from synckit_streams.runtime.errand import (
     encode,
 )
 from synckit_streams.runtime.result import SyncResult
+from synckit_streams.runtime.switch import Want
 
 APPEND_BYTES = 1024 * 1024
 """How much is put into one request, if there are many drafts."""
@@ -88,6 +90,14 @@ class Visitor:
             StoreInUse: the node closed meanwhile.
         """
         return _present((await self._ask(AskSync(timeout_s), None)).synced).result()
+
+    async def switch(self, projections: Sequence[str], what: Want) -> None:
+        """Have projections paused, resumed, rebuilt or made empty.
+
+        Raises:
+            StoreError: what the node raised.
+        """
+        await self._ask(AskSwitch(list(projections), what), ANSWER_S)
 
     async def _ask(self, request: Request, within_s: float | None) -> Answer:
         line = b""

@@ -81,6 +81,7 @@ from synckit_streams.ports.operation import Check
 from synckit_streams.ports.store import EventStore, Lease, Transaction
 from synckit_streams.runtime.group import Group
 from synckit_streams.runtime.inbox import Attempt, Delivery, Inbox
+from synckit_streams.runtime.switch import Want
 from synckit_streams.testing import FaultProxy, KafkaServer, NatsServer, PostgresServer, RedisServer, TestApp
 
 # ------------------------------------------------------------------------------------------------- classes of one's own
@@ -315,6 +316,7 @@ async def manage(node: SyncNode) -> int:
     assert_type(node.resolver, ConflictResolver)
     applied = assert_type(await node.project(), int)
     await node.send_also(["invoices"])
+    await node.switch(["totals"], Want.PAUSE)
     group = assert_type(node.group("billing", [], concurrency=2, lease_s=10), Group)
     assert_type((group.parked, group.open_circuits, group.idle), tuple[int, list[str], bool])
     assert_type(node.inbox("mailer", retry=Retry(), dead_letter="orders.dlq"), Inbox)
