@@ -170,7 +170,18 @@ class Signature:
                 return await self._injected.asolve(stack=stack, cache_dependencies={}, **arguments)
         if self._async:
             return await self.function(**arguments)
-        return await asyncio.to_thread(self.function, **arguments)
+        return await _in_thread(self.function, arguments)
+
+
+async def _in_thread(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+    """Call it in a thread. Nobody can end a thread: whoever is cancelled here waits until it has ended by itself, or the
+    next attempt would run beside it."""
+    work = asyncio.ensure_future(asyncio.to_thread(function, **arguments))
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        await asyncio.wait([work])
+        raise
 
 
 def decoder(model: Any) -> Decode:

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import ClassVar
 
 from synckit_streams.app.app import App
-from synckit_streams.errors import Timeout
+from synckit_streams.errors import ConfigError, Timeout
 from synckit_streams.model.codec import node_of
 from synckit_streams.model.event import Draft, Event, Stored
 from synckit_streams.ports.connector import Connector
@@ -56,6 +56,8 @@ class TestApp:
         self._log: list[Stored] = []
 
     async def __aenter__(self) -> TestApp:
+        if not self.app.topics:
+            raise ConfigError(f"the app {self.app.name!r} follows no topic", hint="declare a handler or a projection")
         await self._start()
         self._peer = SyncNode(
             f"test-of-{self.app.name}"[:64],

@@ -4,6 +4,7 @@ together."""
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,31 @@ async def test_an_aggregate_is_in_order_whatever_works_beside_it() -> None:
         await t.drain()
     assert len(seen) == 20
     assert all(numbers == sorted(numbers) and len(numbers) == 20 for numbers in seen.values())
+
+
+async def test_a_thread_that_takes_too_long_is_not_joined_by_another() -> None:
+    """Nobody can end a thread, so its next attempt waits until it has ended."""
+    app = app_of()
+    go_on = threading.Event()
+    running = most = tries = 0
+
+    @app.handler("orders", timeout_s=0.05, retry=Retry(max_attempts=2, base_ms=1))
+    def slow(event: Event) -> None:
+        nonlocal running, most, tries
+        tries, running = tries + 1, running + 1
+        most = max(most, running)
+        assert go_on.wait(20)
+        running -= 1
+
+    async with TestApp(app) as t:
+        await t.publish(placed(1))
+        draining = asyncio.create_task(t.drain())
+        await asyncio.sleep(0.5)
+        assert (tries, running) == (1, 1)
+        go_on.set()
+        await draining
+        assert not t.published("billing.dlq")
+    assert (tries, most) == (2, 1)
 
 
 async def test_a_batch_is_a_list() -> None:
