@@ -174,8 +174,8 @@ class Signature:
 
 
 async def _in_thread(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
-    """Call it in a thread. Nobody can end a thread: whoever is cancelled here waits until it has ended by itself, or the
-    next attempt would run beside it."""
+    """Call it in a thread. Nobody can end a thread: whoever is cancelled here waits until it has ended by itself, or
+    the next attempt would run beside it."""
     work = asyncio.ensure_future(asyncio.to_thread(function, **arguments))
     try:
         return await asyncio.shield(work)
