@@ -69,7 +69,7 @@ async def test_beside_the_service_that_runs(tmp_path: Path, capsys: pytest.Captu
     """Paused, it stays where it is; resumed, it goes on; rebuilt, it has everything once; made empty, it is empty."""
     url = f"sqlite:///{tmp_path / 'shop.db'}"
     async with made(url) as app:
-        await app.node.append_many(map(order, range(10)))
+        await app.node.append_many([order(n) for n in range(10)])
         await comes_to(app, 45)
         assert await run(capsys, "list", "--store", url) == [
             {"name": "totals", "position": 10, "lag": 0, "state": "runs"}
@@ -105,7 +105,7 @@ async def test_what_is_wanted_outlives_who_runs(tmp_path: Path, capsys: pytest.C
     """Said while nobody runs, it is done by whoever comes, with the code that he has."""
     url = f"sqlite:///{tmp_path / 'shop.db'}"
     async with made(url) as app:
-        await app.node.append_many(map(order, range(10)))
+        await app.node.append_many([order(n) for n in range(10)])
         await comes_to(app, 45)
     await run(capsys, "pause", "totals", "--store", url)
     async with made(url) as app:
