@@ -98,6 +98,9 @@ class Transaction(Protocol):
     async def set_offset(self, consumer: str, offset: Offset) -> None:
         """Move a consumer."""
 
+    async def set_offsets(self, offsets: Mapping[str, Offset]) -> None:
+        """Move some consumers, in one call to the store."""
+
     async def applied(self, projection: str, aggregates: Sequence[tuple[str, str]]) -> Sequence[bytes | None]:
         """What a projection noted as the last state that it applied of each of some aggregates (topic and id); None at
         first. One call to the store for all of them."""

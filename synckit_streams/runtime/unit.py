@@ -98,8 +98,7 @@ class Unit:
         async with self._stack:
             log = self._driver.store.id
             offsets = {lane_name(self._group, number): Offset(log, at) for number, at in self._moved.items()}
-            for consumer, offset in offsets.items():
-                await tx.set_offset(consumer, offset)
+            await tx.set_offsets(offsets)
             for number in {number for number, _ in self._noted}:
                 states = [
                     (*aggregate, encode_parked(parked) if parked else b"")

@@ -342,8 +342,13 @@ class KeyValueTransaction(Appending):
 
     async def set_offset(self, consumer: str, offset: Offset) -> None:
         """See `Transaction`."""
+        await self.set_offsets({consumer: offset})
+
+    async def set_offsets(self, offsets: Mapping[str, Offset]) -> None:
+        """See `Transaction`."""
         self._block.check()
-        self._writes[beside.offset_key(consumer)] = beside.offset_value(consumer, offset)
+        for consumer, offset in offsets.items():
+            self._writes[beside.offset_key(consumer)] = beside.offset_value(consumer, offset)
 
     async def applied(self, projection: str, aggregates: Sequence[tuple[str, str]]) -> Sequence[bytes | None]:
         """See `Transaction`."""

@@ -447,8 +447,12 @@ class MemoryTransaction(Appending):
 
     async def set_offset(self, consumer: str, offset: Offset) -> None:
         """See `Transaction`."""
+        await self.set_offsets({consumer: offset})
+
+    async def set_offsets(self, offsets: Mapping[str, Offset]) -> None:
+        """See `Transaction`."""
         self._block.check()
-        self._writes.offsets[consumer] = offset
+        self._writes.offsets.update(offsets)
 
     async def applied(self, projection: str, aggregates: Sequence[tuple[str, str]]) -> Sequence[bytes | None]:
         """See `Transaction`."""

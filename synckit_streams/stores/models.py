@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -85,7 +85,13 @@ class SqliteTransaction(Appending):
 
     async def set_offset(self, consumer: str, offset: Offset) -> None:
         """See `Transaction`."""
-        await self.execute_many(schema.UPSERT_OFFSET, [(consumer, offset.log, offset.position, offset.fingerprint)])
+        await self.set_offsets({consumer: offset})
+
+    async def set_offsets(self, offsets: Mapping[str, Offset]) -> None:
+        """See `Transaction`."""
+        rows = [(each, at.log, at.position, at.fingerprint) for each, at in offsets.items()]
+        if rows:
+            await self.execute_many(schema.UPSERT_OFFSET, rows)
 
     async def applied(self, projection: str, aggregates: Sequence[tuple[str, str]]) -> Sequence[bytes | None]:
         """See `Transaction`."""

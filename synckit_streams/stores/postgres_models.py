@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -84,9 +84,13 @@ class PostgresTransaction(Appending):
 
     async def set_offset(self, consumer: str, offset: Offset) -> None:
         """See `Transaction`."""
-        await self.execute(
-            self._statements.put_offsets, ([consumer], [offset.log], [offset.position], [offset.fingerprint])
-        )
+        await self.set_offsets({consumer: offset})
+
+    async def set_offsets(self, offsets: Mapping[str, Offset]) -> None:
+        """See `Transaction`."""
+        if offsets:
+            rows = [(each, at.log, at.position, at.fingerprint) for each, at in sorted(offsets.items())]
+            await self.execute(self._statements.put_offsets, [list(column) for column in zip(*rows, strict=True)])
 
     async def applied(self, projection: str, aggregates: Sequence[tuple[str, str]]) -> Sequence[bytes | None]:
         """See `Transaction`."""

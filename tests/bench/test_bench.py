@@ -28,6 +28,14 @@ NAMES = [
         "postgres-wake",
     ),
     "redis-append",
+    *(
+        "handle-batch-kafka",
+        "handle-one-kafka",
+        "handle-observed",
+        "project-folded",
+        "project-upserts",
+        "handle-4-workers",
+    ),
     *("one-missing-event", "one-missing-event-opened", "sync-memory-growth"),
 ]
 
