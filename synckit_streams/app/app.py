@@ -119,7 +119,8 @@ class App:
             batch: Give it a list of at most so many events. None gives one event at a time.
             how: `concurrency` (strands of the group that work side by side, by default 1), `retry` (`Retry()`),
                 `breaker` (`Breaker()`), `timeout_s` (30; None is for ever), `dead_letter` (topic, by default
-                `<group>.dlq`).
+                `<group>.dlq`), `start` (where a group begins that is new to the store: "earliest" with all that is in
+                its log, "latest" with what comes).
 
         Raises:
             ConfigError: the function cannot be called like that, or a setting is wrong.
@@ -156,6 +157,11 @@ class App:
             if other.name == handler.name:
                 raise ConfigError(
                     f"the group {handler.options.group!r} has two handlers {handler.name!r}", hint='give one name="…"'
+                )
+            if other.options.start != handler.options.start:
+                raise ConfigError(
+                    f"{handler.name!r} and {other.name!r} are to start at two places, and their group has one",
+                    hint="give both the same start, or each a group of its own",
                 )
             for topic in set(other.topics) & set(handler.topics):
                 both = set(other.types) & set(handler.types) or (not other.types and not handler.types)
@@ -353,6 +359,7 @@ class App:
                 handlers,
                 concurrency=max(each.options.concurrency for each in handlers),
                 lease_s=self._lease_s,
+                latest=handlers[0].options.start == "latest",
             )
             for name, handlers in by_group.items()
         ]
@@ -450,7 +457,7 @@ def _tell(task: asyncio.Task[None]) -> None:
         logger.error("%s has ended: %s", task.get_name(), error, exc_info=error)
 
 
-_HOW = {"concurrency", "retry", "breaker", "timeout_s", "dead_letter"}
+_HOW = {"concurrency", "retry", "breaker", "timeout_s", "dead_letter", "start"}
 
 
 @asynccontextmanager

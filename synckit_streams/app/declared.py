@@ -40,6 +40,10 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     breaker: Breaker = Breaker()
     timeout_s: float | None = 30.0
     dead_letter: str = ""
+    start: str = "earliest"
+
+
+STARTS = ("earliest", "latest")
 
 
 class DeclaredHandler:
@@ -107,6 +111,8 @@ class DeclaredHandler:
             )
         if options.timeout_s is not None:
             check_seconds(f"{whose}: timeout_s", options.timeout_s)
+        if options.start not in STARTS:
+            raise ConfigError(f"{whose}: start={options.start!r:.80}", hint=f"choose one of {', '.join(STARTS)}")
         for option, kind in (("retry", Retry), ("breaker", Breaker)):
             if not isinstance(getattr(options, option), kind):
                 raise ConfigError(

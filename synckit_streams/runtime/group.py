@@ -15,7 +15,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -51,6 +51,7 @@ class Group:
             every type of its topic.
         concurrency: How many strands there are.
         lease_s: For how long a worker that says nothing keeps its lanes, where several share the store.
+        latest: Whether a group that is new to the store begins with what comes, and not with what is there.
     """
 
     def __init__(
@@ -61,11 +62,13 @@ class Group:
         *,
         concurrency: int = 1,
         lease_s: float = LEASE_S,
+        latest: bool = False,
     ) -> None:
         self.name = name
         self.error: BaseException | None = None
         """What the store said when it failed last; None when it works."""
         self._driver = driver
+        self._latest = latest
         self._handlers = tuple(handlers)
         self._desk = Desk(driver, name, handlers)
         self._dead_letters = frozenset(each.dead_letter for each in handlers)
@@ -178,7 +181,7 @@ class Group:
     async def _gain(self, leases: Mapping[int, Lease | None]) -> None:
         """Begin with these lanes, as the store has them."""
         names = {number: lane_name(self.name, number) for number in leases}
-        offsets = await self._driver.store.offsets()
+        offsets = await self._offsets(names.values(), [each for each in leases.values() if each is not None])
         parked = await asyncio.gather(*(self._parked_in(name) for name in names.values()))
         for (number, name), waiting in zip(names.items(), parked, strict=True):
             position = offsets[name].position if name in offsets else 0
@@ -186,6 +189,18 @@ class Group:
             self._strand(lane).lanes[number] = lane
             self._desk.read = min(self._desk.read, position)
         self.poke()
+
+    async def _offsets(self, names: Collection[str], leases: Sequence[Lease]) -> Mapping[str, Offset]:
+        """Where these lanes stand; a lane that begins at the end of the log keeps that place from now on."""
+        store = self._driver.store
+        found = await store.offsets()
+        new = [name for name in names if name not in found] if self._latest else []
+        if not new:
+            return found
+        end = await store.end()
+        async with store.transaction(leases) as tx:
+            await tx.set_offsets(dict.fromkeys(new, end))
+        return {**found, **dict.fromkeys(new, end)}
 
     async def _parked_in(self, name: str) -> dict[Aggregate, Parked]:
         parked: dict[Aggregate, Parked] = {}

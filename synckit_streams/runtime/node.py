@@ -547,10 +547,18 @@ class SyncNode:
             await turn_switch(tx, projections, what)
         self._follower.poke()
 
-    def group(self, name: str, handlers: Sequence[Handler], *, concurrency: int = 1, lease_s: float = LEASE_S) -> Group:
+    def group(
+        self,
+        name: str,
+        handlers: Sequence[Handler],
+        *,
+        concurrency: int = 1,
+        lease_s: float = LEASE_S,
+        latest: bool = False,
+    ) -> Group:
         """Handlers that follow this node's log; they work while `Group.run` does. See `Group` for the arguments."""
         self._check_open()
-        return Group(self._driver, name, handlers, concurrency=concurrency, lease_s=lease_s)
+        return Group(self._driver, name, handlers, concurrency=concurrency, lease_s=lease_s, latest=latest)
 
     def inbox(
         self,

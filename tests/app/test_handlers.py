@@ -118,6 +118,37 @@ async def test_a_thread_that_takes_too_long_is_not_joined_by_another() -> None:
     assert (tries, most) == (2, 1)
 
 
+async def test_a_new_group_may_begin_with_what_comes(tmp_path: Path) -> None:
+    """It keeps the place where it began, also if it is killed before it has handled anything."""
+    url = f"sqlite:///{tmp_path / 'shop.db'}"
+    seen: list[str] = []
+
+    def made() -> App:
+        app = App("mailer", store=url)
+
+        @app.handler("orders", start="latest")
+        async def mail(event: Event) -> None:
+            seen.append(event.aggregate_id)
+
+        return app
+
+    async with SyncNode("mailer", store=url) as node:
+        await node.append(placed(1))
+    async with made() as app:
+        async with asyncio.timeout(20):
+            while not app.groups[0].idle:  # noqa: ASYNC110 - a state, and no event
+                await asyncio.sleep(0.01)
+    async with SyncNode("mailer", store=url) as node:
+        await node.append(placed(2))
+    async with made() as app, asyncio.timeout(20):
+        while not seen:  # noqa: ASYNC110 - a state, and no event
+            await asyncio.sleep(0.01)
+        await app.node.append(placed(3))
+        while len(seen) < 2:  # noqa: ASYNC110 - a state, and no event
+            await asyncio.sleep(0.01)
+    assert seen == ["o-2", "o-3"]
+
+
 async def test_a_batch_is_a_list() -> None:
     app = app_of()
     sizes: list[int] = []
