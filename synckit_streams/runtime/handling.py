@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 from uuid import UUID, uuid5
@@ -158,10 +159,30 @@ class OneTransaction:
         Raises:
             FeatureUnsupported: the store has no SQL.
         """
+        _check_statement(sql)
         async with self._turn:
             return await (await self._own()).execute(sql, parameters)
 
     async def execute_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
         """Run one statement for each row, in one call."""
+        _check_statement(sql)
         async with self._turn:
             await (await self._own()).execute_many(sql, rows)
+
+
+_ends = re.compile(
+    r"\s*(begin|start\s+transaction|commit|end|rollback|abort|savepoint|release|prepare\s+transaction)\b", re.IGNORECASE
+)
+
+
+def _check_statement(sql: str) -> None:
+    """That it does not end the transaction, or divide it: other calls may have done something in it.
+
+    Raises:
+        StoreError: it does.
+    """
+    if found := _ends.match(sql):
+        raise StoreError(
+            f"a handler's transaction takes no {found[1].upper()}",
+            hint="it commits when the handler returns, and what a handler did that raises is undone",
+        )

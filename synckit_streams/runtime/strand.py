@@ -41,7 +41,7 @@ from synckit_streams.runtime.envelope import traces_of
 from synckit_streams.runtime.handling import Handler, HandlerContext
 from synckit_streams.runtime.lanes import PARKED_EVENTS_MAX, Aggregate, Lane, Parked
 from synckit_streams.runtime.policy import Settled, dead_letter, reason_of
-from synckit_streams.runtime.unit import UNIT_EVENTS, Unit
+from synckit_streams.runtime.unit import UNIT_EVENTS, Part, Unit
 
 logger = logging.getLogger("synckit_streams")
 
@@ -219,12 +219,12 @@ class Strand:
     async def _unit(self) -> int:
         """Fill a unit and commit it; gives how much was done."""
         desk = self._desk
-        unit = Unit(self._driver, desk.group)
+        unit = Unit(self._driver, desk.group, self.lanes.values())
         until = time.monotonic() + UNIT_S
         events_max = 1 if desk.careful else UNIT_EVENTS
         did, due = 0, self._due()
         try:
-            while unit.events < events_max and not unit.begun and time.monotonic() < until:
+            while unit.events < events_max and time.monotonic() < until:
                 if desk.stopped.is_set():
                     break
                 if due:
@@ -233,7 +233,7 @@ class Strand:
                     did += done
                 else:
                     break
-            if not self._pending and not unit.begun:  # its leases are those that it began with
+            if not self._pending:
                 self._move_on(unit)
             await self._commit(unit)
         except BaseException:
@@ -288,7 +288,7 @@ class Strand:
                 self._desk.careful = CAREFUL_EVENTS
                 raise Restart from error
             handler, lane, parked, stored = unit.last
-            unit = Unit(self._driver, self._desk.group)
+            unit = Unit(self._driver, self._desk.group, self.lanes.values())
             unit.pass_by(lane, max(lane.position, stored.position))
             self._failed(unit, handler, lane, parked, stored, error)
             await unit.commit()
@@ -317,7 +317,6 @@ class Strand:
         if lane.full or not self._desk.circuits[handler.name].ready:
             return 0
         items = self._run_of(handler)
-        unit.concerns([item.lane for item in items])
         error = await self._call(unit, handler, [item.stored for item in items], 1)
         if error is not None and len(items) > 1:
             self._batch_max = len(items) // 2
@@ -369,7 +368,6 @@ class Strand:
             return 1
         if not self._desk.circuits[handler.name].ready:
             return 0
-        unit.concerns([lane])
         error = await self._call(unit, handler, [stored], parked.attempts + 1)
         if error is not None and self._desk.circuits[handler.name].open:
             return 1
@@ -384,14 +382,14 @@ class Strand:
     async def _call(self, unit: Unit, handler: Handler, events: Sequence[Stored], attempt: int) -> BaseException | None:
         """One call; gives what it raised. What it returned is in the unit then."""
         desk, driver = self._desk, self._driver
-        circuit = desk.circuits[handler.name]
+        circuit, part = desk.circuits[handler.name], unit.part()
         context = HandlerContext(
             group=desk.group,
             handler=handler.name,
             node=driver.settings.node,
             stored=events,
             attempt=attempt,
-            begin=unit.begin,
+            begin=part.begin,
         )
         circuit.begin()
         started = self.calling_since = time.perf_counter()
@@ -404,13 +402,14 @@ class Strand:
                 try:
                     async with limit:
                         drafts = context.outgoing(await handler.handle(events, context))
+                    await part.keep()
                 except BaseException as raised:
-                    if is_cancelled() or (isinstance(raised, STORE_AWAY) and unit.begun):
+                    if is_cancelled() or (isinstance(raised, STORE_AWAY) and part.begun):
                         raise
                     error = raised
                     if isinstance(raised, TimeoutError) and limit.expired():
                         raised.args = (f"the handler did not end within {handler.timeout_s:g} s",)
-                    await unit.roll_back()
+                    await self._undo(part)
                 self._observe(handler, events, error, time.perf_counter() - started)
         finally:
             context.end()
@@ -425,6 +424,20 @@ class Strand:
         else:
             desk.tally.failed += 1
         return error
+
+    async def _undo(self, part: Part) -> None:
+        """What a call that failed has done.
+
+        Raises:
+            Restart: others have done something before it in the same transaction, which has ended.
+        """
+        try:
+            await part.undo()
+        except STORE_AWAY:
+            raise
+        except StoreError as error:
+            self._desk.careful = CAREFUL_EVENTS
+            raise Restart from error
 
     def _failed(
         self, unit: Unit, handler: Handler, lane: Lane, parked: Parked, stored: Stored, error: BaseException

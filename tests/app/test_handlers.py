@@ -190,6 +190,47 @@ async def test_its_own_rows_and_its_events_are_there_together_or_not_at_all() ->
         assert {each.aggregate_id for each in t.published("invoices")} == {"o-1", "o-2"}
 
 
+async def test_what_one_call_did_is_undone_and_what_others_did_in_the_same_commit_stays(database: str) -> None:
+    """Events one by one share commits: of those that fail nothing is there, of the others everything once."""
+    for store in ("memory:", database):
+        app = App("billing", store=store)
+        place = "$1, $2" if store == database else "?, ?"
+
+        @app.on_startup
+        async def tables(app: App = app) -> None:
+            async with app.node.store.transaction() as tx:
+                await tx.execute("CREATE TABLE bills (id TEXT, part INTEGER)")
+
+        @app.handler("orders", retry=Retry(max_attempts=2, base_ms=1))
+        async def bill(order: dict[str, int], ctx: HandlerContext, place: str = place) -> Draft | None:
+            n, sql = order["n"], f"INSERT INTO bills VALUES ({place})"
+            if n % 7 == 1:
+                raise ValueError("before anything")
+            await ctx.tx.execute(sql, (f"o-{n}", 1))
+            if n % 7 == 2:
+                raise ValueError("in the middle")
+            await ctx.tx.execute(sql, (f"o-{n}", 2))
+            if n % 7 == 3:
+                await ctx.tx.execute("INSERT INTO nowhere VALUES (1)")
+            if n % 7 == 4:
+                await ctx.tx.execute(" commit")
+            return Draft("invoices", "invoice.written", ctx.event.aggregate_id) if n % 7 else None
+
+        async with app:
+            await app.node.append_many([Draft("orders", "placed", f"o-{n}", {"n": n}) for n in range(140)])
+            (group,) = app.groups
+            async with asyncio.timeout(60):
+                while group.tally.handled + group.tally.dead < 140 or not group.idle:  # noqa: ASYNC110 - a state
+                    await asyncio.sleep(0.01)
+            async with app.node.store.transaction() as tx:
+                rows = await tx.execute("SELECT id, part FROM bills")
+            good = [n for n in range(140) if n % 7 in (0, 5, 6)]
+            assert sorted(rows) == sorted((f"o-{n}", part) for n in good for part in (1, 2))
+            assert len([1 async for _ in app.node.log("billing.dlq")]) == 140 - len(good)
+            invoices = [each.event.aggregate_id async for each in app.node.log("invoices")]
+            assert sorted(invoices) == sorted(f"o-{n}" for n in good if n % 7)
+
+
 async def test_who_fails_waits_and_others_go_on() -> None:
     """Three attempts count the first one; what comes of the same aggregate waits behind; then the dead letter."""
     app = app_of()
