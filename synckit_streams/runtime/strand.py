@@ -163,6 +163,8 @@ class Strand:
         self._desk = desk
         self._driver = desk.driver
         self._pending: deque[Item] = deque()
+        self._slow_s = 0.0
+        """How long calls take, the slow ones of late."""
         self._batch_max = 0
         """0 is whatever the handler takes; less while a batch is being halved in which somebody failed."""
 
@@ -225,7 +227,8 @@ class Strand:
         did, due = 0, self._due()
         try:
             while unit.events < events_max and time.monotonic() < until:
-                if desk.stopped.is_set():
+                # While the transaction is open others that write wait: not for a handler that takes its time.
+                if desk.stopped.is_set() or (unit.begun and self._slow_s > UNIT_S / 2):
                     break
                 if due:
                     did += await self._again(unit, *due.pop())
@@ -413,6 +416,7 @@ class Strand:
                 self._observe(handler, events, error, time.perf_counter() - started)
         finally:
             context.end()
+            self._slow_s = max(time.perf_counter() - started, 0.9 * self._slow_s)
             circuit.tell(error)
             self.calling_since = None
         if was_open != circuit.open:
