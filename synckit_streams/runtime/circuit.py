@@ -44,10 +44,17 @@ class Circuit:
         """A call is made."""
         self._trying = True
 
+    def _says_down(self, error: BaseException | None) -> bool:
+        """Also from within a group, which is what a TaskGroup raises."""
+        errors = self._breaker.errors
+        if isinstance(error, BaseExceptionGroup) and errors:
+            return error.subgroup(errors) is not None
+        return isinstance(error, errors)
+
     def tell(self, error: BaseException | None) -> None:
         """How a call went."""
         self._trying = False
-        if not isinstance(error, self._breaker.errors):
+        if not self._says_down(error):
             # Also another failure is an answer: it is not down.
             self._streak = self._pauses = 0
             return

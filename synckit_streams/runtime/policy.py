@@ -139,7 +139,10 @@ class Settled(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def reason_of(error: BaseException) -> str:
-    """An error in a line, whatever it is: what it says is a stranger's, and is to be written as JSON."""
+    """An error in a line, whatever it is: what it says is a stranger's, and is to be written as JSON. Of a group, its
+    first one says more."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
     try:
         said = str(error)
     except Exception as worse:  # noqa: BLE001 - told

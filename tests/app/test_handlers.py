@@ -344,6 +344,35 @@ async def test_a_dependency_that_is_down_burns_no_attempts() -> None:
     assert sorted(done) == list(range(10))
 
 
+async def test_a_dependency_is_down_also_in_a_task_group() -> None:
+    """What a TaskGroup raises is a group; in the letter its first error stands."""
+    app = app_of()
+
+    async def refused() -> None:
+        raise ConnectionError("refused")
+
+    down = 3
+
+    @app.handler("orders", "order.placed", retry=Retry(max_attempts=2, base_ms=1), breaker=Breaker(failures=1))
+    async def note(event: Event) -> None:
+        nonlocal down
+        down -= 1
+        if down >= 0:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(refused())
+
+    @app.handler("orders", "order.paid", retry=Retry(max_attempts=1))
+    async def fail(event: Event) -> None:
+        raise BaseExceptionGroup("two", [ValueError("one"), ValueError("other")])
+
+    async with TestApp(app) as t:
+        await t.publish(placed(1), Draft("orders", "order.paid", "o-2", {}))
+        await t.drain()
+        (letter,) = t.published("billing.dlq")
+        assert letter.data["error"] == "ValueError: one"
+    assert down == -1
+
+
 @pytest.mark.parametrize(
     "raised", [SystemExit(3), KeyboardInterrupt(), asyncio.CancelledError(), GeneratorExit(), RuntimeError()]
 )
