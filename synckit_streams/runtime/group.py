@@ -134,7 +134,7 @@ class Group:
 
     async def _live(self) -> None:
         """From reading the lanes to the first failure."""
-        self._reading = True
+        self._reading, self._desk.ending = True, False
         self._desk.lanes.clear()
         for strand in self._strands:
             strand.clear()
@@ -156,7 +156,7 @@ class Group:
         try:
             await asyncio.wait({work_done, *aside}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            self._reading = True
+            self._reading = self._desk.ending = True
             for task in (*tasks, *aside):
                 task.cancel()
             ended = await asyncio.gather(*tasks, *aside, return_exceptions=True)

@@ -204,7 +204,7 @@ class Inbox:
             await once.roll_back()
             if once.overtaken:
                 return [part]
-            if is_cancelled() or isinstance(raised, self._passing):
+            if is_cancelled(raised) or isinstance(raised, self._passing):
                 raise
             if once.begun and isinstance(raised, (*STORE_AWAY, StoreClosed)):  # ours, and not one that the work has
                 raise

@@ -17,7 +17,7 @@ from synckit_streams.ports.projection import Projection
 from synckit_streams.ports.store import EventStore
 from synckit_streams.ports.telemetry import Observer, Synced
 from synckit_streams.runtime.autosync import AutoSync
-from synckit_streams.runtime.cancel import is_cancelled
+from synckit_streams.runtime.cancel import end, is_cancelled
 from synckit_streams.runtime.door import Door, open_door
 from synckit_streams.runtime.driver import Driver, Silence, World
 from synckit_streams.runtime.following import Follower
@@ -453,8 +453,8 @@ class SyncNode:
                 answer = listener(result)
                 if inspect.isawaitable(answer):
                     await answer
-            except (asyncio.CancelledError, Exception):
-                if is_cancelled():
+            except (asyncio.CancelledError, Exception) as error:
+                if is_cancelled(error):
                     raise
                 logger.exception("a listener of %s raised", self.node_id)
         return result
@@ -505,8 +505,7 @@ class SyncNode:
                 await auto.stop()
         finally:
             if following is not None:
-                following.cancel()
-                await asyncio.gather(following, return_exceptions=True)
+                await end(following)
 
     def subscribe(self, on_result: OnResult) -> Callable[[], None]:
         """Call this with the result of every sync (it may be a coroutine function); gives what ends it.

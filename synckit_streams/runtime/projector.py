@@ -142,7 +142,7 @@ class Projector:
         except (ConfigError, StoreBusy, StoreClosed, StoreCorrupt, StoreFull, StoreUnavailable):
             raise  # not the projection's doing
         except (asyncio.CancelledError, Exception) as error:
-            if is_cancelled():
+            if is_cancelled(error):
                 raise
             raise ProjectionFailed(
                 f"the projection {projection.name!r} raised {type(error).__name__}: {error}"

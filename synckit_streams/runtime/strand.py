@@ -34,7 +34,7 @@ from synckit_streams.errors import (
 )
 from synckit_streams.model.event import Draft, Offset, Stored
 from synckit_streams.ports.telemetry import TRACES_MAX, Handled, Progressed
-from synckit_streams.runtime.cancel import is_cancelled
+from synckit_streams.runtime.cancel import settle_cancelling
 from synckit_streams.runtime.circuit import Circuit
 from synckit_streams.runtime.driver import Driver
 from synckit_streams.runtime.envelope import traces_of
@@ -111,6 +111,8 @@ class Desk:
         self.room = asyncio.Event()
         """Set when something was taken from what is pending."""
         self.stopped = asyncio.Event()
+        self.ending = False
+        """Whether whoever works is being cancelled: nobody else of ours does that to a strand."""
         self.changed = asyncio.Event()
         """Set when every strand should look again: a circuit has changed."""
         self.careful = 0
@@ -407,8 +409,9 @@ class Strand:
                         drafts = context.outgoing(await handler.handle(events, context))
                     await part.keep()
                 except BaseException as raised:
-                    if is_cancelled() or (isinstance(raised, STORE_AWAY) and part.begun):
+                    if desk.ending or (isinstance(raised, STORE_AWAY) and part.begun):
                         raise
+                    settle_cancelling()
                     error = raised
                     if isinstance(raised, TimeoutError) and limit.expired():
                         raised.args = (f"the handler did not end within {handler.timeout_s:g} s",)

@@ -136,6 +136,29 @@ async def test_a_read_model_whose_own_task_was_cancelled_has_failed() -> None:
             await node.project()
 
 
+async def test_a_read_model_in_whose_task_group_something_raised_has_failed() -> None:
+    """The group leaves its task asked to end; it goes on all the same, and ends when it is really asked."""
+
+    async def refused() -> None:
+        raise ConnectionError("refused")
+
+    async def gather() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(refused())
+
+    async with SyncNode("till-7", store="memory:", projections=[Orders(gather)]) as node:
+        await node.append(ORDER)
+        for _ in range(2):
+            with pytest.raises(ProjectionFailed, match="TaskGroup"):
+                await node.project()
+        following = asyncio.create_task(node.follow())
+        await asyncio.wait([following], timeout=0.3)
+        assert not following.done()
+        following.cancel()
+        await asyncio.wait([following], timeout=10)
+        assert following.cancelled()
+
+
 @pytest.mark.parametrize("store", ["memory:", "sqlite"])
 @pytest.mark.parametrize("asked", ["append", "project", "sync", "close"])
 async def test_what_would_wait_for_its_own_transaction_is_refused(tmp_path: Path, store: str, asked: str) -> None:
