@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import uuid
 from collections.abc import Iterator
@@ -25,6 +26,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if {"nats_server", "nats_url", "own_nats_url"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.nats)
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    """A command that runs in the test's own process sets up the logging of its process."""
+    loggers = [logging.getLogger(name) for name in (None, "synckit_streams", "uvicorn", "asyncio")]
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture

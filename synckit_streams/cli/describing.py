@@ -11,7 +11,7 @@ from synckit_streams.app.app import App
 from synckit_streams.app.asyncapi import as_json, as_yaml, asyncapi
 from synckit_streams.app.asyncapi_page import to_html
 from synckit_streams.cli.loading import load
-from synckit_streams.cli.terminal import carry_out, note
+from synckit_streams.cli.terminal import JsonFlag, carry_out, note
 from synckit_streams.errors import ConfigError
 
 
@@ -23,6 +23,7 @@ def describe(
         Path | None, typer.Option("--out", metavar="FILE", help="Write it there.", show_default=False)
     ] = None,
     version: Annotated[str, typer.Option("--app-version", metavar="TEXT", help="Version of the app.")] = "1.0.0",
+    json: JsonFlag = False,
 ) -> None:
     """Say what an app receives and sends: a document of AsyncAPI 3, in JSON.
 
@@ -51,6 +52,6 @@ def describe(
             out.write_text(text, encoding="utf-8")
         except OSError as error:
             raise ConfigError(f"{out} cannot be written: {error.strerror}") from error
-        note(f"{out} is written")
+        note(f"{out} is written", quiet=json)
 
-    carry_out(work, json=False)
+    carry_out(work, json=json)

@@ -296,6 +296,7 @@ def error_names() -> dict[str, str]:
     classes = [SyncKitError]
     while classes:
         cls = classes.pop()
-        names[cls.code] = cls.__name__
+        if "code" in vars(cls):  # and not one that has its code from the class it is a kind of
+            names[cls.code] = cls.__name__
         classes += cls.__subclasses__()
     return names
