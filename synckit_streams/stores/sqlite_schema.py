@@ -152,17 +152,19 @@ def version_of(connection: sqlite3.Connection, path: object) -> int:
 
 
 def migrate(connection: sqlite3.Connection, path: object, migrations: Sequence[str] = MIGRATIONS) -> None:
-    """Bring a file up to the last schema; make it if it is new. Each step is one transaction."""
+    """Bring a file up to the last schema, or make it if it is new: in one transaction, so that whoever looks meanwhile
+    sees nothing that is half made."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
-    for step in range(version, len(migrations)):
-        try:
-            connection.executescript(
-                f"BEGIN IMMEDIATE; {migrations[step]} PRAGMA user_version={step + 1}; "
-                f"PRAGMA application_id={APPLICATION_ID}; COMMIT;"
-            )
-        finally:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
+    if version >= len(migrations):
+        return
+    try:
+        connection.executescript(
+            f"BEGIN IMMEDIATE; {' '.join(migrations[version:])} PRAGMA user_version={len(migrations)}; "
+            f"PRAGMA application_id={APPLICATION_ID}; COMMIT;"
+        )
+    finally:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
 
 
 def stored_of(rows: Iterable[tuple[Any, ...]], log: str) -> list[Stored]:
