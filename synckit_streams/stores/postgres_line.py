@@ -150,9 +150,14 @@ class Line:
         return self._loop.run_until_complete(work)
 
     @property
+    def connected(self) -> bool:
+        """Whether there is a connection, as far as is known."""
+        return self._connection is not None and not self._connection.is_closed()
+
+    @property
     def in_transaction(self) -> bool:
         """Whether a transaction is open on it."""
-        return bool(self._connection and not self._connection.is_closed() and self._connection.is_in_transaction())
+        return self.connected and bool(self._connection.is_in_transaction())
 
     def connect(self) -> None:
         """Make the connection, unless there is one."""

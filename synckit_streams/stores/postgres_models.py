@@ -61,7 +61,8 @@ class PostgresTransaction(Appending):
                     failure = StoreError(f"{sql[:80]!r}: {error}", hint="nothing of the transaction is written")
                 raise failure from error
             if not self._line.in_transaction:
-                self._block.ended_by = sql
+                if self._line.connected:  # else it was lost just after the answer, and nobody has ended it
+                    self._block.ended_by = sql
                 check_begun(self._line, self._block, self._name)
             return found
 
