@@ -59,26 +59,10 @@ class LogReader:
         return end.position - (self._position.position if self._position is not None else 0)
 
 
-class OutboxSource:
-    """A store's log. The store is only looked at, so its node goes on as if nobody read.
+class _LogSource:
+    """What every source does that reads a log of ours, once that is open."""
 
-    Args:
-        spec: What the pipeline's file says.
-        url: Of the store.
-        name: For people.
-    """
-
-    def __init__(self, spec: OutboxSpec, url: str, name: str) -> None:
-        self._spec = spec
-        self._url = url
-        self._store: EventStore | None = None
-        self._log: LogReader | None = None
-        self.name = name
-
-    async def open(self, position: Offset | None) -> None:
-        """See `Source`."""
-        self._store = await Reader.open(self._url)
-        self._log = await LogReader.begin(self._store, self._spec.topic, position)
+    _log: LogReader | None = None
 
     async def read(self, limit: int) -> Portion | None:
         """See `Source`."""
@@ -93,9 +77,30 @@ class OutboxSource:
         """The position says it."""
 
     async def lag(self) -> int | None:
-        """See `Source`."""
+        """Of what is in the log: of a topic, what has come from the broker."""
         assert self._log is not None
         return await self._log.lag()
+
+
+class OutboxSource(_LogSource):
+    """A store's log. The store is only looked at, so its node goes on as if nobody read.
+
+    Args:
+        spec: What the pipeline's file says.
+        url: Of the store.
+        name: For people.
+    """
+
+    def __init__(self, spec: OutboxSpec, url: str, name: str) -> None:
+        self._spec = spec
+        self._url = url
+        self._store: EventStore | None = None
+        self.name = name
+
+    async def open(self, position: Offset | None) -> None:
+        """See `Source`."""
+        self._store = await Reader.open(self._url)
+        self._log = await LogReader.begin(self._store, self._spec.topic, position)
 
     async def close(self) -> None:
         """See `Source`."""
@@ -104,7 +109,7 @@ class OutboxSource:
             await store.close()
 
 
-class TopicSource:
+class TopicSource(_LogSource):
     """A topic at a broker. What comes is kept in the node's own store, and read from there.
 
     Args:
@@ -119,7 +124,6 @@ class TopicSource:
         self._url = url
         self._once = once
         self._node: SyncNode | None = None
-        self._log: LogReader | None = None
         self.name = name
 
     async def open(self, position: Offset | None) -> None:
@@ -136,23 +140,6 @@ class TopicSource:
         else:
             await node.start_auto_sync()
         self._log = await LogReader.begin(node.store, self._spec.topic, position)
-
-    async def read(self, limit: int) -> Portion | None:
-        """See `Source`."""
-        assert self._log is not None
-        return await self._log.read(limit)
-
-    async def wait(self) -> None:
-        """See `Source`."""
-        await asyncio.sleep(LOOK_S)
-
-    async def done(self, portion: Portion) -> None:
-        """The position says it."""
-
-    async def lag(self) -> int | None:
-        """Of what has come from the broker."""
-        assert self._log is not None
-        return await self._log.lag()
 
     async def close(self) -> None:
         """See `Source`."""

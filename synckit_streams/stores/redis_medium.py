@@ -14,6 +14,7 @@ begin a new incarnation.
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import time
@@ -28,6 +29,8 @@ from synckit_streams.stores.kv_medium import PAGE_BYTES, Pair, Range
 from synckit_streams.stores.redis_link import Link, is_lost
 from synckit_streams.stores.redis_server import Server, look_at
 from synckit_streams.stores.redis_url import Target
+
+_log = logging.getLogger("synckit_streams.stores")
 
 MARK = "synckit-streams"
 SETTLE_S = 10.0
@@ -122,8 +125,8 @@ class RedisMedium:
             if self._claimed and self._writing.connected:
                 server = f"{self.server.identity} {self._target.options.name}"
                 self._writing.run(scripts.RELEASE, self._claim, "", self._head, "" if self.moved else clean, server)
-        except Exception:  # noqa: BLE001 - the claim then ends by itself
-            pass
+        except Exception as error:  # noqa: BLE001 - the claim then ends by itself
+            _log.info("%s: the claim could not be given back, and ends by itself: %s", self._name, error)
         finally:
             self._claimed = False
             self._writing.drop()
