@@ -144,8 +144,10 @@ class Driver:
         Raises:
             StoreError: a `Persist` failed. Whoever gave something received must reboot the replica.
         """
+        return await self._carry_out(self.replica.step(given), traceparent)
+
+    async def _carry_out(self, work: list[protocol.Effect], traceparent: str = "") -> AppendResult | None:
         result: AppendResult | None = None
-        work = self.replica.step(given)
         while work:
             effect = work.pop(0)
             if isinstance(effect, protocol.Persist):
@@ -321,25 +323,22 @@ class Driver:
             IdReused, CauseUnknown: about the drafts; nothing of the block was written.
             StoreError: see `EventStore.append`.
         """
-        block_ended = False
+        block_ended = committed = False
         try:
             async with self.store.transaction(leases) as tx:
                 yield tx
                 block_ended = True
-        except (*NOTHING_WRITTEN, LeaseLost):
-            raise
-        except (asyncio.CancelledError, Exception):
-            if block_ended:
+            committed = True
+            result = tx.appended
+            if result is None:
+                return
+            await self.widen({stored.event.topic for stored in result.appended})
+            await self._carry_out(self.replica.step(protocol.Persisted(result, None)))
+        except (asyncio.CancelledError, Exception) as error:
+            # What is on the disk, or may be, is to be sent also if nobody was left to say so.
+            if committed or (block_ended and not isinstance(error, (*NOTHING_WRITTEN, LeaseLost))):
                 self._lose_track(None)
             raise
-        result = tx.appended
-        if result is None:
-            return
-        await self.widen({stored.event.topic for stored in result.appended})
-        for effect in self.replica.step(protocol.Persisted(result, None)):
-            if not isinstance(effect, protocol.Persist):
-                self._carry(effect)
-        self._tell()
         topics = tuple({stored.event.topic for stored in result.appended})
         self.observe(Appended(node=self.settings.node, topics=topics, events=result.fresh, duration_s=0.0))
         self.wrote()
