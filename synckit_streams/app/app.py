@@ -180,6 +180,7 @@ class App:
         types: Sequence[str] = (),
         batch: int = 1_000,
         resolved: bool = False,
+        streamed: bool = False,
         reset: Callable[[Transaction], Awaitable[None]] | None = None,
     ) -> Callable[[Callable[..., Awaitable[None]]], DeclaredProjection]:
         """Keep a read model: this function gets a page of the log and the transaction that moves its place.
@@ -188,7 +189,9 @@ class App:
             name: Its own; its place is kept under it.
             topics: Which to follow; empty for every topic.
             types: Which types; empty for all.
-            batch: Most events in one page.
+            batch: Most events in one call: 10,000, or 1,000,000 if it is streamed.
+            streamed: It gets an async iterator of the pages of a whole transaction in place of one page:
+                `async for page in pages: …`. For what is added up before it is written.
             resolved: Also give what each aggregate resolved to before and resolves to now (`Batch.changes`).
             reset: Makes the read model empty, its tables included; called once at first, and by a rebuild. It may also
                 be declared with `@daily_sales.on_reset`.
@@ -204,7 +207,14 @@ class App:
             if any(each.name == name for each in self.projections):
                 raise ConfigError(f"there are two projections {name!r}", hint="each keeps its place under its name")
             made = DeclaredProjection(
-                function, name, topics=topics, types=types, batch=batch, resolved=resolved, reset=reset
+                function,
+                name,
+                topics=topics,
+                types=types,
+                batch=batch,
+                resolved=resolved,
+                streamed=streamed,
+                reset=reset,
             )
             self.projections.append(made)
             return made

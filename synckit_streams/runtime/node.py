@@ -13,7 +13,7 @@ from typing import Any
 from synckit_streams.errors import ConfigError, ConnectorError, Invalid, StoreClosed, SyncKitError
 from synckit_streams.model.event import Draft, Event, Offset, Stored
 from synckit_streams.ports.connector import Connector
-from synckit_streams.ports.projection import Projection
+from synckit_streams.ports.projection import AnyProjection
 from synckit_streams.ports.store import EventStore
 from synckit_streams.ports.telemetry import Observer, Synced
 from synckit_streams.runtime.autosync import AutoSync
@@ -109,7 +109,7 @@ class SyncNode:
         connectors: Sequence[str | Connector] = (),
         topics: Sequence[str] = (),
         resolver: ConflictResolver | None = None,
-        projections: Sequence[Projection] = (),
+        projections: Sequence[AnyProjection] = (),
         packing: str = "event",
         push_only: bool = False,
         pull_only: bool = False,
@@ -324,7 +324,7 @@ class SyncNode:
             raise Invalid(f"{after!r:.80} is not an Offset", hint="give the `offset` of the last event that you read")
         size = PageSize(PAGE_EVENTS)
         while page := await self.store.log(topic, after=after, limit=size.events):
-            size.learn(stored.event for stored in page)
+            size.learn([stored.event for stored in page])
             after = page[-1].offset
             for stored in page:
                 if twins or not stored.twin:

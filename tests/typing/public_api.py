@@ -64,6 +64,7 @@ from synckit_streams import (
     StoreFull,
     StoreInUse,
     StoreNotFound,
+    StreamedProjection,
     SyncKitError,
     SyncNode,
     SyncResult,
@@ -127,6 +128,31 @@ RESOLVERS: list[ConflictResolver] = [
     HighestTotal(),
 ]
 PROJECTIONS: list[Projection] = [Totals()]
+
+
+class Counted:
+    """A read model that counts a whole transaction before it writes."""
+
+    name = "counted"
+    topics: Sequence[str] = ("orders",)
+    types: Sequence[str] = ()
+    resolved = False
+    streamed = True
+    batch = 100_000
+
+    async def reset(self, tx: Transaction) -> None:
+        """Make its table."""
+        await tx.execute("CREATE TABLE counted (events INTEGER)")
+
+    async def apply(self, pages: AsyncIterator[Batch], tx: Transaction) -> None:
+        """Add the events of all pages up."""
+        count = 0
+        async for page in pages:
+            count += len(page.stored)
+        await tx.execute("INSERT INTO counted VALUES (?)", (count,))
+
+
+STREAMED: StreamedProjection = Counted()
 
 
 # --------------------------------------------------------------------------------------------------------------- a node
