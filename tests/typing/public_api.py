@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from typing import Any, ClassVar, assert_type
 
 import msgspec
@@ -446,7 +446,7 @@ async def serve(app: App) -> list[Event]:
         )
         await t.drain()
         invoices = assert_type(t.published("invoices"), list[Event])
-    with app.surrounded(store="memory:", connectors=[], live=False):
+    with assert_type(app.surrounded(store="memory:", connectors=[], live=False), AbstractContextManager[None]):
         await app.start()
         assert_type((app.topics, app.shared), tuple[tuple[str, ...], bool])
         assert_type(app.groups, Sequence[Group])
