@@ -90,6 +90,7 @@ class Group:
 
         Raises:
             StoreClosed: the store was closed.
+            FeatureUnsupported, MissingDependency: a handler can never work here; see `policy.mistake_in`.
         """
         try:
             while not self._stopping:

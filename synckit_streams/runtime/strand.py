@@ -38,7 +38,7 @@ from synckit_streams.runtime.desk import Desk, Item
 from synckit_streams.runtime.envelope import traces_of
 from synckit_streams.runtime.handling import Handler, HandlerContext
 from synckit_streams.runtime.lanes import PARKED_EVENTS_MAX, Aggregate, Lane, Parked
-from synckit_streams.runtime.policy import dead_letter, reason_of
+from synckit_streams.runtime.policy import dead_letter, mistake_in, reason_of
 from synckit_streams.runtime.unit import UNIT_EVENTS, Part, Unit
 
 logger = logging.getLogger("synckit_streams")
@@ -123,6 +123,7 @@ class Strand:
 
         Raises:
             Restart, StoreError: everything has to be read anew.
+            FeatureUnsupported, MissingDependency: a handler can never work here.
         """
         while not self._desk.stopped.is_set():
             self.woken.clear()
@@ -347,6 +348,9 @@ class Strand:
                 except BaseException as raised:
                     if desk.ending or (isinstance(raised, STORE_AWAY) and part.begun):
                         raise
+                    if (mistake := mistake_in(raised)) is not None:
+                        whose = f"the handler {handler.name!r} of the group {desk.group!r} cannot work"
+                        raise type(mistake)(f"{whose}: {mistake.message}", hint=mistake.hint) from raised
                     settle_cancelling()
                     error = raised
                     if isinstance(raised, TimeoutError) and limit.expired():

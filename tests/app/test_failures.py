@@ -286,6 +286,40 @@ async def test_a_dependency_is_down_also_in_a_task_group() -> None:
     assert down == -1
 
 
+@pytest.mark.parametrize("gathered", [False, True], ids=["", "in a task group"])
+async def test_what_no_event_could_do_here_ends_the_group(tmp_path: Path, gathered: bool) -> None:
+    """A statement in a store that has no SQL is the program's mistake: nothing is counted, and no event given up."""
+    url = f"rocksdb:///{tmp_path / 'store'}"
+    attempts: list[int] = []
+
+    def made(*, mended: bool) -> App:
+        app = App("billing", store=url)
+
+        @app.handler("orders", retry=Retry(max_attempts=1))
+        async def bill(event: Event, ctx: HandlerContext) -> None:
+            attempts.append(ctx.attempt)
+            if gathered and not mended:
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(ctx.tx.execute("INSERT INTO bills VALUES (1)"))
+            elif not mended:
+                await ctx.tx.execute("INSERT INTO bills VALUES (1)")
+
+        return app
+
+    async with made(mended=False) as app:
+        await app.node.append(placed(1))
+        with pytest.raises(
+            FeatureUnsupported, match="'bill' of the group 'billing' cannot work: this store has no SQL"
+        ):
+            await asyncio.wait_for(app.failed(), 10)
+        (check,) = [each for each in await app.checks() if not each.ok]
+        assert (check.name, check.needed) == ("synckit-group-billing", True)
+    async with made(mended=True) as app:
+        await until(lambda: app.groups[0].tally.handled == 1)
+        assert not [each async for each in app.node.log("billing.dlq")]
+    assert attempts == [1, 1]
+
+
 @pytest.mark.parametrize(
     "raised", [SystemExit(3), KeyboardInterrupt(), asyncio.CancelledError(), GeneratorExit(), RuntimeError()]
 )
