@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from synckit_streams import (
     FeatureUnsupported,
     HandlerContext,
     Retry,
+    Timeout,
 )
 from synckit_streams.ports.store import Transaction
 from synckit_streams.testing import TestApp
@@ -153,6 +155,108 @@ async def test_a_dependency_that_is_down_burns_no_attempts() -> None:
     assert sorted(done) == list(range(10))
 
 
+async def until(reached: Callable[[], bool]) -> None:
+    """Wait for a state, and no longer than 20 s."""
+    async with asyncio.timeout(20):
+        while not reached():  # noqa: ASYNC110 - a state, and no event
+            await asyncio.sleep(0.01)
+
+
+async def test_while_one_dependency_is_down_the_other_handlers_of_the_group_go_on(tmp_path: Path) -> None:
+    """Also when the process ends meanwhile; what comes behind of the same aggregate waits for its turn."""
+    url = f"sqlite:///{tmp_path / 'shop.db'}"
+    down = True
+    paid: list[tuple[str, int]] = []
+    shipped: list[str] = []
+
+    def made() -> App:
+        app = App("shop", store=url)
+
+        @app.handler(
+            "orders", "order.placed", retry=Retry(1), breaker=Breaker(failures=1, pause_ms=20, pause_ms_max=50)
+        )
+        async def pay(event: Event, ctx: HandlerContext) -> None:
+            if down:
+                raise ConnectionError("the bank is away")
+            paid.append((event.aggregate_id, ctx.attempt))
+
+        @app.handler("orders", "order.packed", batch=10)
+        async def ship(events: list[Event]) -> None:
+            shipped.extend(event.aggregate_id for event in events)
+
+        return app
+
+    async with made() as app:
+        for n in range(50):
+            await app.node.append_many(
+                [
+                    placed(n),
+                    Draft("orders", "order.packed", f"p-{n}", {}),
+                    Draft("orders", "order.packed", f"o-{n}", {}),
+                ]
+            )
+        await until(lambda: len(shipped) == 50)
+        assert app.groups[0].open_circuits == ["pay"]
+    assert sorted(shipped) == sorted(f"p-{n}" for n in range(50))
+    async with made() as app:
+        await app.node.append(Draft("orders", "order.packed", "p-50", {}))
+        await until(lambda: len(shipped) == 51)
+        assert not paid
+        down = False
+        await until(lambda: len(paid) == 50 and len(shipped) == 101)
+        assert not [each async for each in app.node.log("shop.dlq")]
+    assert sorted(paid) == sorted((f"o-{n}", 1) for n in range(50))
+    assert sorted(shipped[51:]) == sorted(f"o-{n}" for n in range(50))
+
+
+async def test_a_handler_that_is_alone_waits_where_it_stands() -> None:
+    """Nothing is written of what waits for a dependency if nobody else could go on by it."""
+    app = app_of()
+
+    @app.handler("orders", breaker=Breaker(failures=1, pause_ms=60_000))
+    async def pay(event: Event) -> None:
+        raise ConnectionError("the bank is away")
+
+    async with TestApp(app) as t:
+        await t.publish(*map(placed, range(10)))
+        (group,) = app.groups
+        with pytest.raises(Timeout):
+            await t.drain(timeout_s=0.5)
+        assert (group.read, group.open_circuits, group.parked) == (10, ["pay"], 0)
+
+
+async def test_what_waits_behind_is_not_forgotten_when_the_one_beside_it_fails_at_the_commit(tmp_path: Path) -> None:
+    """One commit had an answer that the store refuses, and an event that has to wait behind another one."""
+    url = f"sqlite:///{tmp_path / 'shop.db'}"
+    seen: list[tuple[str, str]] = []
+    fails = True
+
+    def made() -> App:
+        app = App("shop", store=url, topics=["invoices"])
+
+        @app.handler("orders", retry=Retry(max_attempts=9, base_ms=200, delay_ms_max=500))
+        async def note(event: Event) -> Draft | None:
+            if event.aggregate_id == "o-1" and fails:
+                raise ValueError("not yet")
+            seen.append((event.aggregate_id, event.type))
+            return Draft("invoices", "invoice.written", event.id, id="taken") if event.type == "order.billed" else None
+
+        return app
+
+    async with made() as app:
+        await app.node.append(Draft("invoices", "invoice.written", "other", id="taken"))
+        await app.node.append(placed(1))
+        await until(lambda: app.groups[0].parked == 1)
+        await app.node.append_many(
+            [Draft("orders", "order.billed", "o-2", {}), Draft("orders", "order.changed", "o-1", {})]
+        )
+        await until(lambda: app.groups[0].parked == 2 and app.groups[0].idle)
+    fails = False
+    async with made() as app:
+        await until(lambda: ("o-1", "order.changed") in seen)
+    assert seen.index(("o-1", "order.placed")) < seen.index(("o-1", "order.changed"))
+
+
 async def test_a_dependency_is_down_also_in_a_task_group() -> None:
     """What a TaskGroup raises is a group; in the letter its first error stands."""
     app = app_of()
@@ -180,6 +284,40 @@ async def test_a_dependency_is_down_also_in_a_task_group() -> None:
         (letter,) = t.published("billing.dlq")
         assert letter.data["error"] == "ValueError: one"
     assert down == -1
+
+
+@pytest.mark.parametrize("gathered", [False, True], ids=["", "in a task group"])
+async def test_what_no_event_could_do_here_ends_the_group(tmp_path: Path, gathered: bool) -> None:
+    """A statement in a store that has no SQL is the program's mistake: nothing is counted, and no event given up."""
+    url = f"rocksdb:///{tmp_path / 'store'}"
+    attempts: list[int] = []
+
+    def made(*, mended: bool) -> App:
+        app = App("billing", store=url)
+
+        @app.handler("orders", retry=Retry(max_attempts=1))
+        async def bill(event: Event, ctx: HandlerContext) -> None:
+            attempts.append(ctx.attempt)
+            if gathered and not mended:
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(ctx.tx.execute("INSERT INTO bills VALUES (1)"))
+            elif not mended:
+                await ctx.tx.execute("INSERT INTO bills VALUES (1)")
+
+        return app
+
+    async with made(mended=False) as app:
+        await app.node.append(placed(1))
+        with pytest.raises(
+            FeatureUnsupported, match="'bill' of the group 'billing' cannot work: this store has no SQL"
+        ):
+            await asyncio.wait_for(app.failed(), 10)
+        (check,) = [each for each in await app.checks() if not each.ok]
+        assert (check.name, check.needed) == ("synckit-group-billing", True)
+    async with made(mended=True) as app:
+        await until(lambda: app.groups[0].tally.handled == 1)
+        assert not [each async for each in app.node.log("billing.dlq")]
+    assert attempts == [1, 1]
 
 
 @pytest.mark.parametrize(
