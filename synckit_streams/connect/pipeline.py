@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from synckit_streams.connect.dead_letter import Dead, letters
-from synckit_streams.connect.record import Later, Portion, Record, Sink, Source, Unreadable
+from synckit_streams.connect.record import Later, Portion, Record, Refusal, Sink, Source, Unreadable
 from synckit_streams.connect.state import State
 from synckit_streams.connect.transforms import Transform, transformed
 from synckit_streams.connect.webhook import Inbox
@@ -56,6 +56,14 @@ class Parts(NamedTuple):
     pace: Pace
     inbox: Inbox | None = None
     """Of a webhook: it takes what comes as long as the pipeline is not stopped."""
+
+
+class _Written(NamedTuple):
+    """What became of a portion: records that the sink took, that it refused, and that are dead letters."""
+
+    taken: int
+    refused: int
+    dead: int
 
 
 class Pipeline:
@@ -224,16 +232,20 @@ class Pipeline:
         await parts.source.open(await parts.state.position())
         await parts.sink.open()
         await parts.dead_letter.open()
+        limit = pace.records if not pace.rate else min(pace.records, max(int(pace.rate), 1))
+        ahead: Portion | None = None
+        """What was read while the portion before it was written."""
         while not self._halt.is_set():
             await self._keep_pace()
             if self._halt.is_set():
                 return
-            limit = pace.records if not pace.rate else min(pace.records, max(int(pace.rate), 1))
-            portion = await parts.source.read(limit)
+            portion = ahead or await parts.source.read(limit)
             await self._look_at_lag(at_end=portion is None)
             if portion is not None:
-                await self._deliver(portion)
-                if pace.seconds and len(portion.items) < limit and not self._once:
+                full = len(portion.items) >= limit
+                # Where there is more, it is read meanwhile; otherwise others may still come to be written together.
+                ahead = await self._deliver(portion, limit if full else 0)
+                if pace.seconds and not full and not self._once:
                     await self._unless_halted(asyncio.sleep(pace.seconds))
             elif self._once:
                 await parts.sink.settle()
@@ -255,13 +267,35 @@ class Pipeline:
         if self._condition == "failed":
             self._condition = "running"
 
-    async def _deliver(self, portion: Portion) -> None:
-        """Everything of it is with the sink or the dead letter when the position moves."""
+    async def _deliver(self, portion: Portion, next_limit: int) -> Portion | None:
+        """Everything of it is with the sink or the dead letter when the position moves; gives the next portion, of at
+        most so many items, which was read meanwhile."""
+        source = self._parts.source
+        reading = asyncio.create_task(source.read(next_limit)) if next_limit else None
+        try:
+            written = await self._write(portion)
+            if reading is not None:
+                await asyncio.wait([reading])
+        finally:
+            if reading is not None:
+                reading.cancel()
+                await asyncio.gather(reading, return_exceptions=True)
+        if portion.position is not None:
+            await self._parts.state.move(portion.position)
+        await source.done(portion)
+        self._charge(written.taken + written.refused)
+        self._moved += written.taken
+        self._dead += written.dead
+        self._well()
+        return reading.result() if reading is not None else None
+
+    async def _write(self, portion: Portion) -> _Written:
+        """What the transforms make of it goes to the sink, and what cannot go there to the dead letter."""
         attempts = self._failures + 1
         records: list[Record] = []
         dead: list[Dead] = []
         origins: dict[int, Record] = {}
-        refused = 0
+        refusals: Sequence[Refusal] = ()
         for item in portion.items:
             if isinstance(item, Unreadable):
                 dead.append(Dead(item, item.error, 1))
@@ -276,17 +310,10 @@ class Pipeline:
                 records.append(record)
         if records:
             refusals = await self._parts.sink.write(records)
-            refused = len(refusals)
             dead += [Dead(origins[id(each.record)], each.error, attempts) for each in refusals]
         if dead:
             await self._bury(dead)
-        if portion.position is not None:
-            await self._parts.state.move(portion.position)
-        await self._parts.source.done(portion)
-        self._charge(len(records))
-        self._moved += len(records) - refused
-        self._dead += len(dead)
-        self._well()
+        return _Written(len(records) - len(refusals), len(refusals), len(dead))
 
     async def _keep_pace(self) -> None:
         """Wait until the rate allows more."""

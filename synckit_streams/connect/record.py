@@ -153,13 +153,14 @@ class Source(Protocol):
         """Begin behind a position; None is from the beginning."""
 
     async def read(self, limit: int) -> Portion | None:
-        """The next portion, of at most `limit` items; None if there is nothing at this moment."""
+        """The next portion, of at most `limit` items; None if there is nothing at this moment. The sink may still be
+        busy with the portion before it."""
 
     async def wait(self) -> None:
         """Until there may be more, or a moment has passed. May be cancelled."""
 
     async def done(self, portion: Portion) -> None:
-        """The sink has it durably."""
+        """The sink has it durably. Portions are done in the order in which they were read."""
 
     async def lag(self) -> int | None:
         """How many records are there and were not read yet; None if that is not known."""
