@@ -317,6 +317,11 @@ class Group:
         return len(self._desk.lanes)
 
     @property
+    def pending(self) -> int:
+        """How many events were taken from the log, and are not handled yet."""
+        return self._desk.pending_events
+
+    @property
     def parked(self) -> int:
         """How many aggregates wait for another attempt."""
         return sum(len(lane.parked) for lane in self._desk.lanes.values())
