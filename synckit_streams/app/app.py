@@ -30,6 +30,7 @@ from synckit_streams.app.declared import (
     check_coroutine,
     checked_topics,
 )
+from synckit_streams.app.ending import Ending
 from synckit_streams.app.upcasting import Upcasters
 from synckit_streams.errors import ConfigError, HandlerError, StoreError
 from synckit_streams.ports.connector import Connector
@@ -45,8 +46,6 @@ logger = logging.getLogger("synckit_streams")
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 Hook = Callable[[], Awaitable[None]]
-DEAF_S = 5.0
-"""How long what was cut off may take to see it."""
 DRAIN_S = 30.0
 """How long a worker that is to end may take to finish what it has begun."""
 
@@ -103,6 +102,7 @@ class App:
         self._node: SyncNode | None = None
         self._groups: list[Group] = []
         self._tasks: list[asyncio.Task[None]] = []
+        self._ending: Ending | None = None
         self._stack = AsyncExitStack()
 
     # --- declaring ---------------------------------------------------------------------------------------------------
@@ -334,15 +334,19 @@ class App:
         async with AsyncExitStack() as stack:
             node = self._make_node()
             await stack.enter_async_context(node)
-            self._node = node
+            self._node, self._ending = node, None
             stack.callback(self._forget)
+            stack.push_async_callback(self._in_time, "sending what is unsent", node.stop_auto_sync)
             if self._lifespan is not None:
-                await stack.enter_async_context(self._lifespan(self))
+                lifespan = self._lifespan(self)
+                await lifespan.__aenter__()
+                stack.push_async_exit(lambda *why: self._in_time("the lifespan", lambda: lifespan.__aexit__(*why)))
             # What handlers returned in an earlier life, of topics that nobody here follows, may not be sent yet.
             await node.send_also(await node.store.topics())
             for hook in self._startup:
                 await hook()
-            stack.push_async_callback(self._run_shutdown)
+            for hook in self._shutdown:
+                stack.push_async_callback(self._in_time, "a hook", hook)
             self._groups = self._make_groups(node)
             self._tasks = [asyncio.create_task(each.run(), name=f"synckit-group-{each.name}") for each in self._groups]
             if self.projections:
@@ -386,15 +390,19 @@ class App:
         self._node = None
         self._groups = []
 
-    async def _run_shutdown(self) -> None:
-        for hook in reversed(self._shutdown):
-            await hook()
+    async def _in_time(self, what: str, work: Callable[[], Awaitable[Any]]) -> None:
+        """At the end; when the start fails there is no hurry."""
+        if self._ending is None:
+            await work()
+        else:
+            await self._ending.in_time(what, work())
 
     async def stop(self, *, drain_s: float = DRAIN_S) -> None:
         """Finish what has begun, send what is unsent, and close. May be called twice.
 
         Args:
-            drain_s: After so many seconds what is still running is cut off; it is done again at the next start.
+            drain_s: After so many seconds what is still running is cut off; it is done again at the next start. Hooks,
+                and sending what is unsent, have a few seconds more in all.
         """
         if self._node is None:
             return
@@ -403,14 +411,8 @@ class App:
         following = [task for task in self._tasks if task.get_name() == "synckit-projections"]
         for task in following:
             task.cancel()
-        if self._tasks:
-            _, late = await asyncio.wait(self._tasks, timeout=drain_s)
-            for task in late:
-                logger.warning("%s: %s is cut off after %g s", self.name, task.get_name(), drain_s)
-                task.cancel()
-            _, deaf = await asyncio.wait(self._tasks, timeout=DEAF_S)
-            if deaf:
-                logger.error("%s: %d tasks do not end; a handler swallows CancelledError", self.name, len(deaf))
+        self._ending = Ending(self.name, drain_s)
+        await self._ending.finish(self._tasks, self._groups)
         self._tasks = []
         stack, self._stack = self._stack, AsyncExitStack()
         await stack.aclose()

@@ -15,6 +15,8 @@ BACKOFF_BASE_MS = 500
 BACKOFF_MS_MAX = 60_000
 WAKE_LEAST_S = 1.0
 """However fast somebody writes while offline, the broker is tried no more often than this."""
+CUT_S = 0.5
+"""How long a meeting that nobody waits for any more may take to let go."""
 
 Meet = Callable[[asyncio.Event], Awaitable[SyncResult]]
 """One meeting, and then live until the event is set or the interval is over; the result is of the meeting."""
@@ -68,6 +70,7 @@ class AutoSync:
             await asyncio.wait([task])
         except asyncio.CancelledError:
             task.cancel()
+            await asyncio.wait([task], timeout=CUT_S)
             raise
 
     async def _run(self) -> None:

@@ -14,9 +14,15 @@ from synckit_streams.ports.telemetry import Progressed
 from synckit_streams.runtime.circuit import Circuit
 from synckit_streams.runtime.driver import Driver
 from synckit_streams.runtime.handling import Handler
+from synckit_streams.runtime.in_hand import InHand
 from synckit_streams.runtime.lanes import Lane
 from synckit_streams.runtime.policy import Settled
+from synckit_streams.runtime.suspects import Suspects
 from synckit_streams.runtime.unit import Unit
+
+CAREFUL_EVENTS = 1_000
+"""After the store refused one of several events, or a process died of one, so many are handled and committed one by
+one."""
 
 
 class Item(NamedTuple):
@@ -48,9 +54,10 @@ class Desk:
         driver: Of the node.
         group: Its name.
         handlers: Of the group.
+        strands: How many work side by side.
     """
 
-    def __init__(self, driver: Driver, group: str, handlers: Sequence[Handler]) -> None:
+    def __init__(self, driver: Driver, group: str, handlers: Sequence[Handler], strands: int) -> None:
         self.driver = driver
         self.group = group
         self.routes: Mapping[tuple[str, str | None], Handler] = {
@@ -73,6 +80,7 @@ class Desk:
         """Whether whoever works is being cancelled: nobody else of ours does that to a strand."""
         self.changed = asyncio.Event()
         """Set when every strand should look again: a circuit has changed."""
+        self.suspects = Suspects(InHand(driver.store.id, group), strands)
         self.careful = 0
         """So many events are still to be committed one by one."""
 
@@ -91,6 +99,11 @@ class Desk:
                 duration_s=took_s,
             )
         )
+
+    def look_for_deaths(self) -> None:
+        """What did others have in hand, who are gone?"""
+        if self.suspects.look():
+            self.careful = CAREFUL_EVENTS
 
     def handler(self, stored: Stored) -> Handler | None:
         """Whose an event is."""

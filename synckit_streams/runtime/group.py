@@ -71,9 +71,9 @@ class Group:
         self._driver = driver
         self._latest = latest
         self._handlers = tuple(handlers)
-        self._desk = Desk(driver, name, handlers)
+        self._desk = Desk(driver, name, handlers, min(concurrency, LANES))
         self._dead_letters = frozenset(each.dead_letter for each in handlers)
-        self._strands = [Strand(self._desk) for _ in range(min(concurrency, LANES))]
+        self._strands = [Strand(self._desk, number) for number in range(min(concurrency, LANES))]
         self._reading = True
         self._pending_max = max(PENDING_EVENTS_MAX, 2 * sum(each.batch for each in handlers) * len(self._strands))
         self._bell = asyncio.Event()
@@ -93,15 +93,16 @@ class Group:
             FeatureUnsupported, MissingDependency: a handler can never work here; see `policy.mistake_in`.
         """
         try:
-            while not self._stopping:
-                try:
-                    await self._live()
-                except Restart:
-                    continue
-                except StoreClosed:
-                    raise
-                except StoreError as error:
-                    await self._back_off(error)
+            with self._desk.suspects.in_hand.open():
+                while not self._stopping:
+                    try:
+                        await self._live()
+                    except Restart:
+                        continue
+                    except StoreClosed:
+                        raise
+                    except StoreError as error:
+                        await self._back_off(error)
         finally:
             if self._keeper is not None:
                 with suppress(StoreError):  # whoever cannot say that he goes is gone when his leases have run out
@@ -138,6 +139,7 @@ class Group:
         """From reading the lanes to the first failure."""
         self._reading, self._desk.ending = True, False
         self._desk.lanes.clear()
+        self._desk.suspects.clear()
         for strand in self._strands:
             strand.clear()
         # What was being committed when the last life was cut short goes on by itself. Only when it has ended does the
@@ -185,6 +187,7 @@ class Group:
         names = {number: lane_name(self.name, number) for number in leases}
         offsets = await self._offsets(names.values(), [each for each in leases.values() if each is not None])
         parked = await asyncio.gather(*(self._parked_in(name) for name in names.values()))
+        self._desk.look_for_deaths()
         for (number, name), waiting in zip(names.items(), parked, strict=True):
             position = offsets[name].position if name in offsets else 0
             lane = self._desk.lanes[number] = Lane(number, position, waiting, leases[number])
@@ -315,6 +318,11 @@ class Group:
     def lanes(self) -> int:
         """How many lanes this worker has."""
         return len(self._desk.lanes)
+
+    @property
+    def pending(self) -> int:
+        """How many events were taken from the log, and are not handled yet."""
+        return self._desk.pending_events
 
     @property
     def parked(self) -> int:

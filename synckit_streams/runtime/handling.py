@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 from uuid import UUID, uuid5
@@ -116,18 +117,27 @@ class HandlerContext:
         """What a handler returned, as it is written: *after* its causes, and under ids that say whose doing it is.
 
         Replicas that each handle an event write the same ids, so that what they return is one event and not several.
+        Of a batch, which each of them cuts in its own way, that is so for a draft that names the one event of the batch
+        that it comes of, in its `after`.
 
         Raises:
             Invalid, TooLarge: a draft's data cannot be written.
         """
         causes = {(each.event.topic, each.event.origin): each.event for each in self.stored}
         keys = tuple(event.key for event in list(causes.values())[-AFTER_KEYS_MAX // 2 :])
+        several = len(self.stored) > 1
+        batch = {each.event.key: each.event for each in self.stored} if several and any(d.after for d in drafts) else {}
+        numbers: Counter[str] = Counter()
         made: list[Draft] = []
-        for number, draft in enumerate(drafts):
-            after = tuple(dict.fromkeys((*draft.after, *keys)))[:AFTER_KEYS_MAX]
+        for draft in drafts:
+            named = [batch[key] for key in draft.after if key in batch]
+            cause = self.event if not several else named[0] if len(named) == 1 else None
+            after = tuple(dict.fromkeys((*draft.after, *(keys if cause is None else (cause.key,)))))[:AFTER_KEYS_MAX]
             id = draft.id
-            if id is None and len(self.stored) == 1:
-                id = str(uuid5(NAMESPACE, f"{self.group}|{self.handler}|{self.event.id}|{number}"))
+            if id is None and cause is not None:
+                id = str(uuid5(NAMESPACE, f"{self.group}|{self.handler}|{cause.id}|{numbers[cause.id]}"))
+            if cause is not None:
+                numbers[cause.id] += 1
             made.append(msgspec.structs.replace(draft, data=encode_payload(draft.data), after=after, id=id))
         return made
 

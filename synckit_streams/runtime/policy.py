@@ -140,6 +140,17 @@ class Settled(msgspec.Struct, frozen=True, kw_only=True):
     aggregate_id: str
 
 
+class Killed(Exception):
+    """The process ended without a word while an event was handled: by a signal, or for want of memory."""
+
+    def __init__(self) -> None:
+        super().__init__("it killed its process")
+
+
+KILLS_MIN = 3
+"""So often that must have happened, whatever `max_attempts` is: it may have been somebody else's doing."""
+
+
 def mistake_in(error: BaseException) -> ConfigError | None:
     """What of an error is the program's mistake and no event's: whichever event comes, the call cannot be done here.
     A group ends by it, and nothing is tried, counted or given up. Also from within an exception group."""

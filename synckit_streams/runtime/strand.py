@@ -34,11 +34,12 @@ from synckit_streams.errors import (
 from synckit_streams.model.event import Draft, Offset, Stored
 from synckit_streams.ports.telemetry import TRACES_MAX, Handled
 from synckit_streams.runtime.cancel import settle_cancelling
-from synckit_streams.runtime.desk import Desk, Item
+from synckit_streams.runtime.desk import CAREFUL_EVENTS, Desk, Item
 from synckit_streams.runtime.envelope import traces_of
 from synckit_streams.runtime.handling import Handler, HandlerContext
+from synckit_streams.runtime.in_hand import Trace
 from synckit_streams.runtime.lanes import PARKED_EVENTS_MAX, Aggregate, Lane, Parked
-from synckit_streams.runtime.policy import dead_letter, mistake_in, reason_of
+from synckit_streams.runtime.policy import KILLS_MIN, Killed, dead_letter, mistake_in, reason_of
 from synckit_streams.runtime.unit import UNIT_EVENTS, Part, Unit
 
 logger = logging.getLogger("synckit_streams")
@@ -54,8 +55,6 @@ REFUSED = (IdReused, CauseUnknown, Invalid, TooLarge)
 """What a store says of an event that it is given to write."""
 DOWN = "what its handler depends on is down"
 """Why an event waits that was not tried."""
-CAREFUL_EVENTS = 1_000
-"""After the store refused one of several events, so many are handled and committed one by one."""
 
 
 class Restart(Exception):
@@ -67,9 +66,11 @@ class Strand:
 
     Args:
         desk: Of the group.
+        number: Its own among the group's.
     """
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: Desk, number: int) -> None:
+        self._number = number
         self.lanes: dict[int, Lane] = {}
         self.woken = asyncio.Event()
         self.busy = asyncio.Lock()
@@ -138,6 +139,8 @@ class Strand:
     async def _unit(self) -> int:
         """Fill a unit and commit it; gives how much was done."""
         desk = self._desk
+        if not desk.suspects.come(self):
+            return 0
         unit = Unit(self._driver, desk.group, self.lanes.values())
         started = time.monotonic()
         events_max = 1 if desk.careful else UNIT_EVENTS
@@ -146,6 +149,8 @@ class Strand:
             while unit.events < events_max and time.monotonic() - started < (HOLD_S if unit.begun else UNIT_S):
                 # While the transaction is open others that write wait: not for a handler that takes its time.
                 if desk.stopped.is_set() or (unit.begun and self._slow_s > HOLD_S / 2):
+                    break
+                if desk.suspects.is_alone(self):
                     break
                 # In turns: all that has waited for a dependency which is back must not keep what is new waiting.
                 turn += 1
@@ -161,7 +166,14 @@ class Strand:
         except BaseException:
             await unit.roll_back()
             raise
+        finally:
+            if desk.suspects.go(self):
+                desk.changed.set()
         return did
+
+    async def _alone(self, unit: Unit) -> bool:
+        """Whether nothing else of the group is under way until this unit ends; not what is in the unit, either."""
+        return not (unit or unit.begun) and await self._desk.suspects.alone(self)
 
     async def _rest(self) -> None:
         """Until there is something to do."""
@@ -241,6 +253,14 @@ class Strand:
             return 0
         if not self._desk.circuits[handler.name].ready:
             return self._set_aside(unit, handler)
+        if stored.position in self._desk.suspects:
+            if not await self._alone(unit):
+                return 0
+            if deaths := self._desk.suspects.deaths(stored.position):
+                self._take()
+                unit.pass_by(lane, stored.position)
+                self._died(unit, deaths, handler, lane, Parked((stored.position,)), stored)
+                return 1
         items = self._run_of(handler)
         error = await self._call(unit, handler, [item.stored for item in items], 1)
         if error is not None and len(items) > 1:
@@ -274,9 +294,12 @@ class Strand:
     def _run_of(self, handler: Handler) -> list[Item]:
         """The next events for one call."""
         count_max = 1 if self._desk.careful else min(handler.batch, self._batch_max or handler.batch)
+        suspects = self._desk.suspects or None
         items: list[Item] = []
         for item in self._pending:
             if len(items) == count_max or item.handler is not handler or item.lane.waits(item.stored):
+                break
+            if suspects is not None and items and (item.stored.position in suspects or suspects.is_alone(self)):
                 break
             items.append(item)
         return items
@@ -311,6 +334,12 @@ class Strand:
         parked = lane.parked[aggregate] = msgspec.structs.replace(parked, handler=handler.name)
         if not self._desk.circuits[handler.name].ready:
             return 0
+        if position in self._desk.suspects:
+            if not await self._alone(unit):
+                return 0
+            if deaths := self._desk.suspects.deaths(position):
+                self._died(unit, deaths, handler, lane, parked, stored)
+                return 1
         error = await self._call(unit, handler, [stored], parked.attempts + 1)
         if error is not None and self._desk.circuits[handler.name].open:
             return 1
@@ -335,6 +364,7 @@ class Strand:
             begin=part.begin,
         )
         circuit.begin()
+        desk.suspects.take(self, self._number, events[0].position, len(events))
         started = self.calling_since = time.perf_counter()
         error: BaseException | None = None
         drafts: Sequence[Draft] = ()
@@ -359,6 +389,9 @@ class Strand:
                     await self._undo(part)
                 self._observe(handler, events, error, time.perf_counter() - started)
         finally:
+            desk.suspects.in_hand.lay_down(self._number)
+            if desk.suspects.is_alone(self):
+                unit.counted += desk.suspects.acquit(events[0].position)
             context.end()
             self._slow_s = max(time.perf_counter() - started, 0.9 * self._slow_s)
             circuit.tell(error)
@@ -387,13 +420,25 @@ class Strand:
             self._desk.careful = CAREFUL_EVENTS
             raise Restart from error
 
+    def _died(
+        self, unit: Unit, deaths: Sequence[Trace], handler: Handler, lane: Lane, parked: Parked, stored: Stored
+    ) -> None:
+        """Whoever tried it last is gone, and could not count it."""
+        unit.count(1)
+        unit.counted += deaths
+        parked = msgspec.structs.replace(parked, attempts=parked.attempts + len(deaths) - 1)
+        self._failed(unit, handler, lane, parked, stored, Killed())
+        if unit.dead:
+            unit.counted += self._desk.suspects.acquit(stored.position)
+
     def _failed(
         self, unit: Unit, handler: Handler, lane: Lane, parked: Parked, stored: Stored, error: BaseException
     ) -> None:
         """It waits for its next attempt, or has had its last one."""
         desk, world, attempts = self._desk, self._driver.world, parked.attempts + 1
         aggregate = (stored.event.topic, stored.event.aggregate_id)
-        if attempts < handler.retry.max_attempts and not isinstance(error, Unfit):
+        attempts_max = max(handler.retry.max_attempts, KILLS_MIN if isinstance(error, Killed) else 1)
+        if attempts < attempts_max and not isinstance(error, Unfit):
             due_ms = world.wall_ms() + handler.retry.delay_ms(attempts, world.dice())
             unit.park(lane, aggregate, Parked(parked.positions, attempts, due_ms, reason_of(error), handler.name))
             return

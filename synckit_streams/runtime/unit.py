@@ -13,6 +13,7 @@ from synckit_streams.model.event import Draft, Offset, Stored
 from synckit_streams.ports.store import Transaction
 from synckit_streams.runtime.driver import Driver
 from synckit_streams.runtime.handling import Handler
+from synckit_streams.runtime.in_hand import Trace
 from synckit_streams.runtime.lanes import Aggregate, Lane, Parked, encode_parked, lane_name
 
 SAVEPOINT = "synckit_call"
@@ -36,6 +37,8 @@ class Unit:
         self.dead = 0
         self.last: tuple[Handler, Lane, Parked, Stored] | None = None
         """Of a unit of one event: which one it is, and what of it was tried before."""
+        self.counted: list[Trace] = []
+        """Of those that had these events in hand when they died, what is counted with this commit."""
         self._driver = driver
         self._group = group
         self._lanes = {lane.number: lane for lane in lanes}
@@ -116,6 +119,8 @@ class Unit:
                 await self._driver.write_in(tx, drafts, traceparent=traceparent)
         for number, position in self._moved.items():
             self._lanes[number].position = position
+        for trace in self.counted:
+            trace.wipe()
 
 
 class Part:

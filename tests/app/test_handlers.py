@@ -147,6 +147,42 @@ async def test_a_batch_is_a_list() -> None:
     assert max(sizes) == 100
 
 
+@pytest.mark.parametrize("sizes", [(1, 7), (3, 100)], ids=str)
+async def test_replicas_that_cut_their_batches_in_two_ways_answer_each_event_once(sizes: tuple[int, int]) -> None:
+    """A draft that is *after* one event of its batch has an id of that event; one that names none is of the batch."""
+    broker = f"memory://replicas-{sizes[1]}"
+
+    def made(name: str, batch: int) -> App:
+        app = App(name, store="memory:", connectors=[broker], topics=["invoices"])
+
+        @app.handler("orders", group="billing", batch=batch)
+        async def bill(events: list[Event]) -> list[Draft]:
+            kinds = [(event, kind) for event in events for kind in ("invoice.written", "invoice.copied")]
+            named = [Draft("invoices", kind, event.aggregate_id, after=(event.key,)) for event, kind in kinds]
+            return [*named, Draft("invoices", "counted", name, len(events))]
+
+        return app
+
+    one, other = (made(name, batch) for name, batch in zip(("one", "other"), sizes, strict=True))
+    till = SyncNode("till", store="memory:", connectors=[broker], topics=["orders"])
+    async with till, one, other, asyncio.timeout(30):
+        await till.append_many([placed(n) for n in range(40)])
+        await till.sync()
+        for app in (one, other):
+            while app.groups[0].tally.handled < 40:  # noqa: ASYNC110 - a state, and no event
+                await asyncio.sleep(0.01)
+        await one.node.sync()
+        await other.node.sync()
+        await one.node.sync()
+        logs = [[each.event async for each in app.node.log("invoices")] for app in (one, other)]
+    for log in logs:
+        answers = [event for event in log if event.type != "counted"]
+        assert sorted(Counter((e.type, e.aggregate_id) for e in answers).values()) == [1] * 80
+        assert all(len(event.after) == 1 for event in answers)
+        assert sum(event.data for event in log if event.type == "counted") == 80
+    assert {event.id for event in logs[0]} == {event.id for event in logs[1]}
+
+
 async def test_its_own_rows_and_its_events_are_there_together_or_not_at_all() -> None:
     app = app_of()
     fail = True
