@@ -16,15 +16,17 @@ from synckit_streams.connect.state import State
 from synckit_streams.connect.transforms import transform_for
 from synckit_streams.connect.webhook import HttpSource, Inbox
 from synckit_streams.errors import ConfigError
+from synckit_streams.ports.telemetry import Observer
 
 
-def parts_of(given: spec.Pipeline, places: Places, *, once: bool) -> Parts:
+def parts_of(given: spec.Pipeline, places: Places, *, once: bool, observer: Observer | None = None) -> Parts:
     """The parts of a pipeline, none of them opened.
 
     Args:
         given: What the file says.
         places: Where that is.
         once: Whether the sources end.
+        observer: Told of what the nodes do that read and write topics.
 
     Raises:
         ConfigError: a part cannot be made.
@@ -35,19 +37,21 @@ def parts_of(given: spec.Pipeline, places: Places, *, once: bool) -> Parts:
     if isinstance(source, spec.HttpSource):
         inbox = Inbox(source, places.kept(f"{given.name}.inbox", source.store))
     return Parts(
-        source=_source(given, places, inbox, once=once),
+        source=_source(given, places, inbox, once=once, observer=observer),
         transforms=[transform_for(each) for each in given.transforms],
-        sink=_sink(given, given.sink, places, "sink"),
+        sink=_sink(given, given.sink, places, "sink", observer),
         dead_letter=FileSink(places.dead_letter(given.name), topic=f"{given.name}.dead")
         if dead_letter is None
-        else _sink(given, dead_letter, places, "dead"),
+        else _sink(given, dead_letter, places, "dead", observer),
         state=State(places.kept(given.name, given.store), given.name),
         pace=Pace(given.batch.records, given.batch.seconds, given.rate),
         inbox=inbox,
     )
 
 
-def _source(given: spec.Pipeline, places: Places, inbox: Inbox | None, *, once: bool) -> Source:
+def _source(
+    given: spec.Pipeline, places: Places, inbox: Inbox | None, *, once: bool, observer: Observer | None
+) -> Source:
     source = given.source
     match source:
         case spec.FileSource():
@@ -56,7 +60,8 @@ def _source(given: spec.Pipeline, places: Places, inbox: Inbox | None, *, once: 
             return OutboxSource(source, places.url(source.store), f"{source.topic} {shown(source.store)}".strip())
         case spec.TopicSource():
             url = places.kept(f"{given.name}.source", source.store)
-            return TopicSource(source, url, f"{source.topic} at {shown(source.connector)}", once=once)
+            name = f"{source.topic} at {shown(source.connector)}"
+            return TopicSource(source, url, name, once=once, observer=observer)
         case spec.PostgresOutboxSource():
             return PostgresOutboxSource(source, f"{source.table} at {shown(source.url)}")
         case spec.HttpSource():
@@ -64,7 +69,7 @@ def _source(given: spec.Pipeline, places: Places, inbox: Inbox | None, *, once: 
             return HttpSource(inbox, f"/hooks/{given.name}")
 
 
-def _sink(given: spec.Pipeline, sink: spec.AnySink, places: Places, role: str) -> Sink:
+def _sink(given: spec.Pipeline, sink: spec.AnySink, places: Places, role: str, observer: Observer | None) -> Sink:
     match sink:
         case spec.StoreSink():
             return StoreSink(sink, places.url(sink.store), shown(sink.store))
@@ -73,7 +78,8 @@ def _sink(given: spec.Pipeline, sink: spec.AnySink, places: Places, role: str) -
             if not topics:
                 raise ConfigError(f"the sink of {given.name} has no topic", hint="give it topic, or topics")
             url = places.kept(f"{given.name}.{role}", sink.store)
-            return TopicSink(sink, url, topics, f"{sink.topic or ', '.join(topics)} at {shown(sink.connector)}")
+            name = f"{sink.topic or ', '.join(topics)} at {shown(sink.connector)}"
+            return TopicSink(sink, url, topics, name, observer)
         case spec.FileSink():
             return FileSink(places.path(sink.path), topic=sink.topic, rotate_bytes=sink.rotate_bytes)
         case spec.HttpSink():

@@ -148,6 +148,8 @@ async def test_webhooks_and_operations_over_http(process: Callable[..., Process]
             await until(partial(_events, store, life + 1))
             async with client.get("/health/ready") as answer:
                 assert answer.status == 200
+            async with client.get("/metrics") as answer:
+                assert 'synckit_pipeline_records_delivered_total{node="connect",pipeline="shop"' in await answer.text()
         assert running.end(signal.SIGTERM).status == 0
     assert [event.data["n"] for event in await events_of(store)] == [0, 1, 2]
 
