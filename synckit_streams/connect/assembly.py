@@ -35,7 +35,7 @@ def parts_of(given: spec.Pipeline, places: Places, *, once: bool, observer: Obse
     source, dead_letter = given.source, given.dead_letter
     inbox = None
     if isinstance(source, spec.HttpSource):
-        inbox = Inbox(source, places.kept(f"{given.name}.inbox", source.store))
+        inbox = Inbox(source, places.kept(f"{given.name}.inbox", source.store), given.name)
     return Parts(
         source=_source(given, places, inbox, once=once, observer=observer),
         transforms=[transform_for(each) for each in given.transforms],
@@ -66,7 +66,7 @@ def _source(
             return PostgresOutboxSource(source, f"{source.table} at {shown(source.url)}")
         case spec.HttpSource():
             assert inbox is not None
-            return HttpSource(inbox, f"/hooks/{given.name}")
+            return HttpSource(inbox.queue, f"/hooks/{given.name}")
 
 
 def _sink(given: spec.Pipeline, sink: spec.AnySink, places: Places, role: str, observer: Observer | None) -> Sink:

@@ -110,7 +110,7 @@ class Pipeline:
         self._ends = False
         self._condition = "running"
         if self._parts.inbox is not None:
-            self._parts.inbox.begin()
+            self._parts.inbox.queue.begin()
         self._task = asyncio.create_task(self._run(), name=f"synckit-connect-{self.name}")
 
     @property
@@ -141,7 +141,7 @@ class Pipeline:
                 task.cancel()
                 await asyncio.wait([task])
         if self._parts.inbox is not None:
-            await self._parts.inbox.close()
+            await self._parts.inbox.queue.close()
         self._condition = "stopped"
         if not task.cancelled() and (error := task.exception()):
             logger.error("the pipeline %s did not end well", self.name, exc_info=error)
