@@ -6,6 +6,7 @@ from synckit_streams.connect import spec
 from synckit_streams.connect.draft_sinks import StoreSink, TopicSink
 from synckit_streams.connect.file_sink import FileSink
 from synckit_streams.connect.file_source import FileSource
+from synckit_streams.connect.group_source import GroupSource
 from synckit_streams.connect.http_sink import HttpSink
 from synckit_streams.connect.log_sources import OutboxSource, TopicSource
 from synckit_streams.connect.pipeline import Pace, Parts
@@ -43,10 +44,15 @@ def parts_of(given: spec.Pipeline, places: Places, *, once: bool, observer: Obse
         dead_letter=FileSink(places.dead_letter(given.name), topic=f"{given.name}.dead")
         if dead_letter is None
         else _sink(given, dead_letter, places, "dead", observer),
-        state=State(places.kept(given.name, given.store), given.name),
+        state=State(places.kept(given.name, given.store), given.name, shared=_is_shared(source)),
         pace=Pace(given.batch.records, given.batch.seconds, given.rate),
         inbox=inbox,
     )
+
+
+def _is_shared(source: spec.AnySource) -> bool:
+    """Whether several runners may have the pipeline at a time."""
+    return isinstance(source, spec.TopicSource) and bool(source.group)
 
 
 def _source(
@@ -59,8 +65,10 @@ def _source(
         case spec.OutboxSource():
             return OutboxSource(source, places.url(source.store), f"{source.topic} {shown(source.store)}".strip())
         case spec.TopicSource():
-            url = places.kept(f"{given.name}.source", source.store)
             name = f"{source.topic} at {shown(source.connector)}"
+            if source.group:
+                return GroupSource(source, f"{name}, group {source.group}", once=once)
+            url = places.kept(f"{given.name}.source", source.store)
             return TopicSource(source, url, name, once=once, observer=observer)
         case spec.PostgresOutboxSource():
             return PostgresOutboxSource(source, f"{source.table} at {shown(source.url)}")

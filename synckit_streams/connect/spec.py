@@ -111,6 +111,13 @@ class TopicSource(Spec):
     topic: TopicName = Field(description="Which topic.")
     node: NodeId = Field("", description=NODE_TEXT)
     store: str = Field("", description="URL of the node's store. Default: a file in the state folder.")
+    group: str = Field("", description="Share the topic with every runner that names the same group.")
+
+    @model_validator(mode="after")
+    def _is_a_node_or_a_member(self) -> Self:
+        if self.group and (self.node or self.store):
+            raise ValueError("a member of a group has no node and no store: leave node and store out")
+        return self
 
 
 class PostgresOutboxSource(Spec):
