@@ -12,6 +12,7 @@ from synckit_streams.connect.spec import TopicSource as TopicSpec
 from synckit_streams.connect.writer import Reader, node_id_for
 from synckit_streams.model.event import Offset
 from synckit_streams.ports.store import EventStore
+from synckit_streams.ports.telemetry import Observer
 from synckit_streams.runtime.node import SyncNode
 from synckit_streams.runtime.paging import PageSize
 
@@ -117,12 +118,14 @@ class TopicSource(_LogSource):
         url: Of the node's store.
         once: Meet the broker once, and end with what is there then.
         name: For people.
+        observer: Told of what the node does.
     """
 
-    def __init__(self, spec: TopicSpec, url: str, name: str, *, once: bool) -> None:
+    def __init__(self, spec: TopicSpec, url: str, name: str, *, once: bool, observer: Observer | None = None) -> None:
         self._spec = spec
         self._url = url
         self._once = once
+        self._observer = observer
         self._node: SyncNode | None = None
         self.name = name
 
@@ -133,6 +136,7 @@ class TopicSource(_LogSource):
             store=self._url,
             connectors=[self._spec.connector],
             topics=[self._spec.topic],
+            observer=self._observer,
         )
         self._node = await node.open()
         if self._once:

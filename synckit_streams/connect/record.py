@@ -33,6 +33,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         routed: Where a transform sends it; "" leaves it to the sink.
         metadata: Notes that travel with it.
         schema_version: Of the type's data.
+        traceparent: Of its writing, where it was an event; a trace is followed from there by a link.
     """
 
     id: str
@@ -43,6 +44,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     routed: str = ""
     metadata: Mapping[str, Any] = {}
     schema_version: int = 1
+    traceparent: str = ""
 
     @property
     def data(self) -> Any:
@@ -93,6 +95,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
             topic=event.topic,
             metadata=event.metadata,
             schema_version=event.schema_version,
+            traceparent=event.traceparent,
         )
 
 

@@ -30,10 +30,12 @@ class State:
     Args:
         url: Of the store.
         pipeline: Its name.
+        shared: Several processes may have the pipeline at a time: it keeps no position here.
     """
 
-    def __init__(self, url: str, pipeline: str) -> None:
+    def __init__(self, url: str, pipeline: str, *, shared: bool = False) -> None:
         self._url = url
+        self._shared = shared
         self._position = f"connect/{pipeline}"
         self._switch = f"connect/{pipeline}/paused"
         self._store: EventStore | None = None
@@ -60,7 +62,7 @@ class State:
         store = store_for(self._url)
         await store.open(Opening(node=NODE, topics=(), dice=os.urandom))
         self._store = store
-        if store.features.shared and store.features.leases:
+        if store.features.shared and store.features.leases and not self._shared:
             self._leases = await store.lease([self._position], secrets.token_hex(8), ttl_s=LEASE_S)
             if not self._leases:
                 await self._close()
