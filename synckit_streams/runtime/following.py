@@ -75,6 +75,8 @@ class Follower:
         for failure in failed:
             logger.error("%s: %s", self._driver.settings.node, failure, exc_info=failure)
         await asyncio.sleep(PAUSE_S)
+        now_ms = self._driver.world.wall_ms()
+        due_s = [(each.due_ms - now_ms) / 1000 for each in self._projector.failing.values()]
         with suppress(TimeoutError):
-            async with asyncio.timeout(LOOK_S):
+            async with asyncio.timeout(max(min([LOOK_S, *due_s]), 0)):
                 await self._due.wait()

@@ -22,6 +22,8 @@ class Shop:
     def __init__(self, url: str, **how: Any) -> None:
         self.factor = 1
         self.calls = 0
+        self.alone = 0
+        """How often it was given one order that it cannot take, and nothing else."""
         self.refuses = -1
         """An order that it cannot take."""
         self.columns = "id TEXT PRIMARY KEY, n BIGINT NOT NULL"
@@ -39,6 +41,7 @@ class Shop:
         self.calls += 1
         orders = [(each.event.aggregate_id, each.event.data["n"] * self.factor) for each in batch.stored]
         if self.refuses in [each.event.data["n"] for each in batch.stored]:
+            self.alone += len(batch.stored) == 1
             raise ValueError("no")
         await tx.execute_many(self.row, [each[::-1] for each in orders] if self.turned else orders)
         await tx.execute(self._sum, (len(orders),))
