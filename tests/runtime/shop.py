@@ -7,6 +7,7 @@ from typing import Any
 
 from synckit_streams import App, Batch, Draft
 from synckit_streams.ports.store import Transaction
+from synckit_streams.runtime.driver import World
 from synckit_streams.runtime.switch import Want, switches
 from tests.stores.child import say
 
@@ -19,7 +20,7 @@ def marks(url: str, count: int) -> str:
 class Shop:
     """An app with one read model of two tables: a row for each order, and how many there are."""
 
-    def __init__(self, url: str, **how: Any) -> None:
+    def __init__(self, url: str, *, world: World | None = None, **how: Any) -> None:
         self.factor = 1
         self.calls = 0
         self.alone = 0
@@ -30,7 +31,7 @@ class Shop:
         self.row = f"INSERT INTO sales VALUES ({marks(url, 2)})"
         self.turned = False
         """Whether the number comes before the id."""
-        self.app = App("shop", store=url, worker_lease_s=0.5)
+        self.app = App("shop", store=url, worker_lease_s=0.5, world=world)
         how.setdefault("tables", ["sales", "totals"])
         projection = self.app.projection("sales", topics=["orders"], batch=50, **how)
         self.projection = projection(self._apply)
