@@ -41,6 +41,7 @@ from synckit_streams.runtime.keeping import LEASE_S
 from synckit_streams.runtime.node import SyncNode
 from synckit_streams.runtime.registry import store_for
 from synckit_streams.runtime.settings import check_known, check_list, check_seconds
+from synckit_streams.runtime.trial import Terms
 
 logger = logging.getLogger("synckit_streams")
 
@@ -186,6 +187,7 @@ class App:
         resolved: bool = False,
         streamed: bool = False,
         reset: Callable[[Transaction], Awaitable[None]] | None = None,
+        **how: Any,
     ) -> Callable[[Callable[..., Awaitable[None]]], DeclaredProjection]:
         """Keep a read model: this function gets a page of the log and the transaction that moves its place.
 
@@ -199,13 +201,17 @@ class App:
             resolved: Also give what each aggregate resolved to before and resolves to now (`Batch.changes`).
             reset: Makes the read model empty, its tables included; called once at first, and by a rebuild. It may also
                 be declared with `@daily_sales.on_reset`.
+            how: `tables` (those that it writes: then it can be rebuilt beside the live ones), `dead_letter` (topic for
+                events that it cannot take; without one it stays before them), `retry` (`Retry()`), `timeout_s` (for one
+                call; by default for ever).
 
         Raises:
-            ConfigError: it is no coroutine function of two parameters, or the name is taken.
+            ConfigError: it is no coroutine function of two parameters, the name is taken, or a setting is wrong.
         """
 
         if callable(name):
             raise ConfigError("@app.projection has no name", hint='for example @app.projection("daily_sales")')
+        check_known("@app.projection", how, Terms._fields)
 
         def declare(function: Callable[..., Awaitable[None]]) -> DeclaredProjection:
             if any(each.name == name for each in self.projections):
@@ -219,6 +225,7 @@ class App:
                 resolved=resolved,
                 streamed=streamed,
                 reset=reset,
+                how=how,
             )
             self.projections.append(made)
             return made
@@ -350,7 +357,7 @@ class App:
             self._groups = self._make_groups(node)
             self._tasks = [asyncio.create_task(each.run(), name=f"synckit-group-{each.name}") for each in self._groups]
             if self.projections:
-                self._tasks.append(asyncio.create_task(node.follow(), name="synckit-projections"))
+                self._tasks.append(asyncio.create_task(node.follow(lease_s=self._lease_s), name="synckit-projections"))
             for task in self._tasks:
                 task.add_done_callback(_tell)
             if self._connectors and self._live:
@@ -439,6 +446,11 @@ class App:
             open_circuits = ", ".join(group.open_circuits)
             detail = f"what {open_circuits} depends on is down" if open_circuits else waiting
             found.append(Check(f"group {group.name}", ok=not open_circuits, needed=False, detail=detail))
+        failing = self.node.projections_failing()
+        for name in [each.name for each in self.projections]:
+            why = failing.get(name)
+            detail = f"stands before position {why.position}: {why.reason}" if why is not None else ""
+            found.append(Check(f"projection {name}", ok=why is None, needed=False, detail=detail))
         found += [
             Check(task.get_name(), ok=False, detail=str(task.exception()))
             for task in self._tasks

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -19,6 +19,7 @@ from synckit_streams.runtime.handling import HandlerContext
 from synckit_streams.runtime.lanes import LANES
 from synckit_streams.runtime.policy import Breaker, Retry
 from synckit_streams.runtime.settings import check_count, check_seconds
+from synckit_streams.runtime.trial import Terms
 
 Next = Callable[[HandlerContext], Awaitable[Sequence[Draft]]]
 Middleware = Callable[[Next, HandlerContext], Awaitable[Sequence[Draft]]]
@@ -161,6 +162,7 @@ class DeclaredProjection:
         resolved: Whether it wants `Batch.changes`.
         streamed: Whether it takes the pages of a transaction itself.
         reset: Makes the read model empty, and its tables if they are not there; None does nothing.
+        how: What differs from the usual `Terms`.
 
     Raises:
         ConfigError: something about it is wrong.
@@ -177,6 +179,7 @@ class DeclaredProjection:
         resolved: bool,
         streamed: bool,
         reset: Callable[[Transaction], Awaitable[None]] | None,
+        how: Mapping[str, Any],
     ) -> None:
         whose = f"the projection {name!r}"
         if not inspect.iscoroutinefunction(function):
@@ -194,6 +197,9 @@ class DeclaredProjection:
         self.batch = batch
         self.resolved = resolved
         self.streamed = streamed
+        terms = Terms(**how)
+        terms.check(whose, self.topics)
+        self.tables, self.retry, self.dead_letter, self.timeout_s = terms
         self._function = function
         self._reset = reset
 

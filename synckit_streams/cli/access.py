@@ -123,7 +123,7 @@ class Writer(Protocol):
 
     async def sync(self, *, timeout_s: float) -> SyncResult: ...
 
-    async def switch(self, projections: Sequence[str], what: Want) -> None: ...
+    async def switch(self, projections: Sequence[str], what: Want, *, position: int = 0) -> None: ...
 
 
 class OwnNode:
@@ -141,9 +141,9 @@ class OwnNode:
         """One meeting."""
         return await self.node.sync(timeout_s=timeout_s)
 
-    async def switch(self, projections: Sequence[str], what: Want) -> None:
+    async def switch(self, projections: Sequence[str], what: Want, *, position: int = 0) -> None:
         """Kept in the store when it returns."""
-        await self.node.switch(projections, what)
+        await self.node.switch(projections, what, position=position)
 
 
 class RunningNode:
@@ -161,9 +161,9 @@ class RunningNode:
         """One meeting, over the node's own connector."""
         return await self.visitor.sync(timeout_s=timeout_s)
 
-    async def switch(self, projections: Sequence[str], what: Want) -> None:
+    async def switch(self, projections: Sequence[str], what: Want, *, position: int = 0) -> None:
         """Kept in the store when it returns."""
-        await self.visitor.switch(projections, what)
+        await self.visitor.switch(projections, what, position=position)
 
 
 @asynccontextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 
 from synckit_streams.errors import ConfigError, Invalid, StoreClosed
@@ -47,6 +47,7 @@ from synckit_streams.runtime.settings import (
 )
 from synckit_streams.runtime.switch import Want, turn_switch
 from synckit_streams.runtime.syncing import OnResult, Syncing
+from synckit_streams.runtime.trial import Failing
 from synckit_streams.sync.conflict import ConflictResolver, Resolution, conflict_of, resolve
 from synckit_streams.sync.replica import checksum
 from synckit_streams.sync.resolvers import LastWriteWins
@@ -198,6 +199,7 @@ class SyncNode:
         for link in self._links:
             await link.close()
         self._opened = False
+        await self._projector.close()
         await self._driver.close()
 
     async def __aenter__(self) -> SyncNode:
@@ -384,27 +386,41 @@ class SyncNode:
         """
         return self._syncing.subscribe(on_result)
 
-    async def follow(self) -> None:
+    async def follow(self, *, lease_s: float = LEASE_S) -> None:
         """Keep the projections at the end of the log, for ever; cancel it.
 
-        One that fails is logged, and tried again when the log has grown; while the store fails it waits.
+        One that fails is logged, and tried again after a while; while the store fails it waits. Where several processes
+        share the store, one of them runs a projection, and the others stand by.
+
+        Args:
+            lease_s: For how long a process that says nothing keeps its projections.
 
         Raises:
             StoreClosed: the store was closed.
         """
         self._check_open()
+        self._projector.tenure.lease_s = lease_s
         await self._follower.run()
 
-    async def switch(self, projections: Sequence[str], what: Want) -> None:
+    def projections_failing(self) -> Mapping[str, Failing]:
+        """The projections of this process that stand before an event that they cannot take."""
+        return self._projector.failing
+
+    async def switch(self, projections: Sequence[str], what: Want, *, position: int = 0) -> None:
         """Let projections pause, run, be rebuilt or be made empty. It is kept in the store, and is done by whoever runs
         them, at once or with the next page.
+
+        Args:
+            projections: Which.
+            what: Is wanted of them.
+            position: From where on a replay reads the log.
 
         Raises:
             StoreError: it was not kept.
         """
         self._check_open()
         async with self.store.transaction() as tx:
-            await turn_switch(tx, projections, what)
+            await turn_switch(tx, projections, what, position=position)
         self._follower.poke()
 
     def group(

@@ -38,6 +38,7 @@ from synckit_streams.stores.postgres_line import Line, Link, Readers, require_as
 from synckit_streams.stores.postgres_models import PostgresTransaction, applied_key, check_begun
 from synckit_streams.stores.postgres_rows import PostgresFacts, RowWriter, StreamNumbers
 from synckit_streams.stores.postgres_schema import check_name
+from synckit_streams.stores.postgres_shadow import PostgresShadowing
 from synckit_streams.stores.postgres_url import parse_url
 from synckit_streams.sync.ledger import Changes, Ledger, Stream, Wants
 
@@ -52,7 +53,7 @@ _SNAPSHOT = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _T = TypeVar("_T")
 
 
-class PostgresStore(PostgresLeasing, LedgerStore):
+class PostgresStore(PostgresShadowing, PostgresLeasing, LedgerStore):
     """A store in one schema of a PostgreSQL database.
 
     Args:

@@ -38,6 +38,7 @@ from synckit_streams.stores.sqlite_damage import check_whole, damage
 from synckit_streams.stores.sqlite_facts import SqliteFacts
 from synckit_streams.stores.sqlite_places import SELECT_ALL_RUNS, SELECT_RUNS, PlaceRows
 from synckit_streams.stores.sqlite_rows import EventRows
+from synckit_streams.stores.sqlite_shadow import SqliteShadowing
 from synckit_streams.stores.sqlite_url import parse_url
 from synckit_streams.sync.ledger import Changes, Ledger, Wants
 
@@ -49,7 +50,7 @@ INDEX_EVENTS = 16_384
 """After how many events they are brought, sorted, into the index by aggregate; until then they are in a `Tail`."""
 
 
-class SqliteStore(LedgerStore):
+class SqliteStore(LedgerStore, SqliteShadowing):
     """A store in one SQLite file.
 
     Args:
