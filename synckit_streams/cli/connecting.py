@@ -166,15 +166,7 @@ async def _run(
         task.add_done_callback(reloads.discard)
 
     async with _telling(runner, json=json):
-        status = await run_here(
-            runner,
-            drain_s=drain_s,
-            where=where,
-            deadline=deadline,
-            pipelines=runner,
-            hooks=runner.hooks,
-            hang_up=reload,
-        )
+        status = await run_here(runner, drain_s=drain_s, where=where, deadline=deadline, hang_up=reload)
     _report(runner.standings(), json=json)
     return status
 
