@@ -9,10 +9,11 @@ from typing import Annotated, NamedTuple
 import typer
 from rich.table import Table
 
-from synckit_streams.cli.access import StoreUrl, reading, writing
+from synckit_streams.cli.access import StoreUrl, writing
 from synckit_streams.cli.terminal import JsonFlag, carry_out, note, plain, plural, results, show_json
 from synckit_streams.errors import ConfigError
 from synckit_streams.ports.store import EventStore
+from synckit_streams.runtime.ownership import reading
 from synckit_streams.runtime.projector import CONSUMER
 from synckit_streams.runtime.switch import Want, switches
 

@@ -13,10 +13,10 @@ import secrets
 from collections.abc import Sequence
 from contextlib import suppress
 
-from synckit_streams.connect.writer import owner_of
 from synckit_streams.errors import ConfigError, StoreInUse, SyncKitError
 from synckit_streams.model.event import Offset
 from synckit_streams.ports.store import EventStore, Lease, Opening
+from synckit_streams.runtime.ownership import owner_of
 from synckit_streams.runtime.registry import store_for
 
 NODE = "connect"

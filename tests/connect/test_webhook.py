@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from synckit_streams.connect.writer import Reader
+from synckit_streams.runtime.ownership import open_reader
 from tests.connect.kit import declare, events_of, letters, move_once, moving, numbers, order, until
 
 BODY = json.dumps(order(1)).encode()
@@ -118,7 +118,7 @@ async def test_what_was_passed_on_is_forgotten(tmp_path: Path) -> None:
         assert {answer.status for answer in answers} == {202}
         await until(lambda: runner.standings()[0].moved == 200)
     assert sorted(numbers(await events_of(f"sqlite:///{tmp_path}/shop.db"))) == list(range(200))
-    store = await Reader.open(f"sqlite:///{tmp_path}/pipelines.state/shop.inbox.db")
+    store = await open_reader(f"sqlite:///{tmp_path}/pipelines.state/shop.inbox.db")
     try:
         assert await store.noted() == []
         assert (await store.end()).position == 0
