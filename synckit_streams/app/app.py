@@ -9,10 +9,17 @@ least once, and `HandlerContext.idempotency_key` lets whoever takes it tell a re
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    contextmanager,
+)
 from typing import Any, TypeVar
 
 from synckit_streams.app.declared import (
@@ -32,7 +39,7 @@ from synckit_streams.runtime.group import Group
 from synckit_streams.runtime.keeping import LEASE_S
 from synckit_streams.runtime.node import SyncNode
 from synckit_streams.runtime.registry import store_for
-from synckit_streams.runtime.settings import check_list, check_seconds
+from synckit_streams.runtime.settings import check_known, check_list, check_seconds
 
 logger = logging.getLogger("synckit_streams")
 
@@ -77,6 +84,7 @@ class App:
         check_list("connectors", connectors, '["nats://127.0.0.1:4222"]')
         check_list("topics", topics, '["orders"]')
         check_list("middleware", middleware, "[timed]")
+        check_known("App", node, _NODE)
         self.name = name
         self._lease_s = worker_lease_s
         self.handlers: list[DeclaredHandler] = []
@@ -127,11 +135,7 @@ class App:
         """
         if callable(topics):
             raise ConfigError("@app.handler has no topic", hint='for example @app.handler("orders")')
-        if how.keys() - _HOW:
-            raise ConfigError(
-                f"@app.handler has no option {', '.join(sorted(how.keys() - _HOW))}",
-                hint=f"there are {', '.join(sorted(_HOW))}",
-            )
+        check_known("@app.handler", how, _HOW)
 
         def declare(function: _F) -> _F:
             options = Options(group=group or self.name, name=name, batch=batch, **how)
@@ -180,6 +184,7 @@ class App:
         types: Sequence[str] = (),
         batch: int = 1_000,
         resolved: bool = False,
+        streamed: bool = False,
         reset: Callable[[Transaction], Awaitable[None]] | None = None,
     ) -> Callable[[Callable[..., Awaitable[None]]], DeclaredProjection]:
         """Keep a read model: this function gets a page of the log and the transaction that moves its place.
@@ -188,7 +193,9 @@ class App:
             name: Its own; its place is kept under it.
             topics: Which to follow; empty for every topic.
             types: Which types; empty for all.
-            batch: Most events in one page.
+            batch: Most events in one call: 10,000, or 1,000,000 if it is streamed.
+            streamed: It gets an async iterator of the pages of a whole transaction in place of one page:
+                `async for page in pages: …`. For what is added up before it is written.
             resolved: Also give what each aggregate resolved to before and resolves to now (`Batch.changes`).
             reset: Makes the read model empty, its tables included; called once at first, and by a rebuild. It may also
                 be declared with `@daily_sales.on_reset`.
@@ -204,7 +211,14 @@ class App:
             if any(each.name == name for each in self.projections):
                 raise ConfigError(f"there are two projections {name!r}", hint="each keeps its place under its name")
             made = DeclaredProjection(
-                function, name, topics=topics, types=types, batch=batch, resolved=resolved, reset=reset
+                function,
+                name,
+                topics=topics,
+                types=types,
+                batch=batch,
+                resolved=resolved,
+                streamed=streamed,
+                reset=reset,
             )
             self.projections.append(made)
             return made
@@ -245,10 +259,9 @@ class App:
         self._shutdown.append(hook)
         return hook
 
-    @contextmanager
     def surrounded(
         self, *, store: str | EventStore, connectors: Sequence[str | Connector], live: bool = True, **node: Any
-    ) -> Iterator[None]:
+    ) -> AbstractContextManager[None]:
         """Within the block the same handlers and projections run in other surroundings: in a test, say.
 
         Args:
@@ -262,8 +275,13 @@ class App:
         """
         if self._node is not None:
             raise ConfigError(f"the app {self.name!r} runs", hint="change its surroundings before it is started")
+        check_known("App.surrounded", node, _NODE)
+        return self._surrounded(store, tuple(connectors), self._options | node, live)
+
+    @contextmanager
+    def _surrounded(self, *surroundings: Any) -> Iterator[None]:
         before = self._store, self._connectors, self._options, self._live
-        self._store, self._connectors, self._options, self._live = store, tuple(connectors), before[2] | node, live
+        self._store, self._connectors, self._options, self._live = surroundings
         try:
             yield
         finally:
@@ -458,6 +476,8 @@ def _tell(task: asyncio.Task[None]) -> None:
 
 
 _HOW = {"concurrency", "retry", "breaker", "timeout_s", "dead_letter", "start"}
+_NODE = set(inspect.signature(SyncNode).parameters) - {"node_id", "store", "connectors", "topics", "projections"}
+"""Of the arguments of a node, those that an app passes on."""
 
 
 @asynccontextmanager

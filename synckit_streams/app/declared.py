@@ -13,7 +13,6 @@ from synckit_streams.app.upcasting import Upcasters
 from synckit_streams.errors import ConfigError, HandlerError, SyncKitError
 from synckit_streams.model.codec import NAME_BYTES_MAX, check_text, check_topic
 from synckit_streams.model.event import Draft, Stored
-from synckit_streams.ports.projection import Batch
 from synckit_streams.ports.store import Transaction
 from synckit_streams.runtime import projector
 from synckit_streams.runtime.handling import HandlerContext
@@ -154,12 +153,13 @@ class DeclaredProjection:
     """See `synckit_streams.ports.projection.Projection`: a read model that is one function.
 
     Args:
-        function: The user's, of a batch and a transaction.
+        function: The user's, of a batch (of its pages, if it is streamed) and a transaction.
         name: Of the projection.
         topics: Which it follows; empty for every topic.
         types: Which types; empty for all.
         batch: Most events in one call.
         resolved: Whether it wants `Batch.changes`.
+        streamed: Whether it takes the pages of a transaction itself.
         reset: Makes the read model empty, and its tables if they are not there; None does nothing.
 
     Raises:
@@ -168,13 +168,14 @@ class DeclaredProjection:
 
     def __init__(
         self,
-        function: Callable[[Batch, Transaction], Awaitable[None]],
+        function: Callable[[Any, Transaction], Awaitable[None]],
         name: str,
         *,
         topics: Sequence[str],
         types: Sequence[str] | str,
         batch: int,
         resolved: bool,
+        streamed: bool,
         reset: Callable[[Transaction], Awaitable[None]] | None,
     ) -> None:
         whose = f"the projection {name!r}"
@@ -183,18 +184,21 @@ class DeclaredProjection:
         if len(inspect.signature(function).parameters) != 2:
             raise ConfigError(f"{whose} takes a batch and a transaction", hint="async def f(batch, tx): …")
         check_count(f"{whose}: batch", batch, least=1)
-        if batch > projector.BATCH_MAX:
-            raise ConfigError(f"{whose}: batch={batch}", hint=f"at most {projector.BATCH_MAX} events go into one page")
+        most = projector.STREAM_MAX if streamed else projector.BATCH_MAX
+        if batch > most:
+            into = "transaction" if streamed else "page"
+            raise ConfigError(f"{whose}: batch={batch}", hint=f"at most {most} events go into one {into}")
         self.name = name
         self.topics = checked_topics(topics, whose) if topics else ()
         self.types = (types,) if isinstance(types, str) else tuple(types)
         self.batch = batch
         self.resolved = resolved
+        self.streamed = streamed
         self._function = function
         self._reset = reset
 
-    async def apply(self, batch: Batch, tx: Transaction) -> None:
-        """See `Projection`."""
+    async def apply(self, batch: Any, tx: Transaction) -> None:
+        """See `Projection` and `StreamedProjection`."""
         await self._function(batch, tx)
 
     async def reset(self, tx: Transaction) -> None:

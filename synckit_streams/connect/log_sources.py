@@ -51,7 +51,7 @@ class LogReader:
         page = await self._store.log(self._topic, after=self._position, limit=min(limit, self._size.events))
         if not page:
             return None
-        self._size.learn(each.event for each in page)
+        self._size.learn([each.event for each in page])
         self._position = page[-1].offset
         return Portion([Record.of_event(each.event) for each in page if not each.twin], self._position)
 

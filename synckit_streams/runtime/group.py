@@ -22,13 +22,14 @@ from typing import Any
 from synckit_streams.errors import LeaseLost, StoreClosed, StoreError
 from synckit_streams.model.event import Offset, Stored
 from synckit_streams.ports.store import Lease
+from synckit_streams.runtime.desk import Desk, Item, Tally
 from synckit_streams.runtime.driver import Driver
 from synckit_streams.runtime.handling import Handler
 from synckit_streams.runtime.keeping import LEASE_S, Keeper
 from synckit_streams.runtime.lanes import LANES, Aggregate, Lane, Parked, decode_parked, lane_name, lane_of
 from synckit_streams.runtime.paging import PageSize
 from synckit_streams.runtime.policy import REDRIVEN
-from synckit_streams.runtime.strand import Desk, Item, Restart, Strand, Tally
+from synckit_streams.runtime.strand import Restart, Strand
 from synckit_streams.sync.pace import next_delay_ms
 
 logger = logging.getLogger("synckit_streams")
@@ -89,6 +90,7 @@ class Group:
 
         Raises:
             StoreClosed: the store was closed.
+            FeatureUnsupported, MissingDependency: a handler can never work here; see `policy.mistake_in`.
         """
         try:
             while not self._stopping:
@@ -258,7 +260,7 @@ class Group:
                 self._reading = False
                 await self._bell.wait()
                 continue
-            self._page_size.learn(each.event for each in page)
+            self._page_size.learn([each.event for each in page])
             for stored in page:
                 self._deal(stored)
             desk.read = page[-1].position
@@ -336,7 +338,10 @@ class Group:
     @property
     def due_ms(self) -> int | None:
         """When the next attempt at an event that waits is due; None if none waits."""
-        return min((each.due_ms for lane in self._desk.lanes.values() for each in lane.parked.values()), default=None)
+        # While what its handler depends on is down nothing is tried, not before the next look at it.
+        away = {name: each.until_ms for name, each in self._desk.circuits.items() if each.open}
+        waiting = (each for lane in self._desk.lanes.values() for each in lane.parked.values())
+        return min((max(each.due_ms, away.get(each.handler, 0)) for each in waiting), default=None)
 
     @property
     def paused_until_ms(self) -> int | None:

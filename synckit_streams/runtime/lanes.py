@@ -42,16 +42,18 @@ class Parked(msgspec.Struct, frozen=True, array_like=True):
         attempts: How often that one was tried.
         due_ms: When it is tried again, by the wall clock.
         reason: Why it failed last.
+        handler: Whose the first one is; "" before it was looked at.
     """
 
     positions: tuple[int, ...]
     attempts: int = 0
     due_ms: int = 0
     reason: str = ""
+    handler: str = ""
 
     def with_more(self, position: int) -> Parked:
         """With one more event behind."""
-        return Parked((*self.positions, position), self.attempts, self.due_ms, self.reason)
+        return msgspec.structs.replace(self, positions=(*self.positions, position))
 
     def without_first(self) -> Parked:
         """The next one's turn; falsy when there is none."""

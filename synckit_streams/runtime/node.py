@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from types import TracebackType
-from typing import Any
 
-from synckit_streams.errors import ConfigError, ConnectorError, Invalid, StoreClosed, SyncKitError
+from synckit_streams.errors import ConfigError, Invalid, StoreClosed
 from synckit_streams.model.event import Draft, Event, Offset, Stored
 from synckit_streams.ports.connector import Connector
-from synckit_streams.ports.projection import Projection
+from synckit_streams.ports.projection import AnyProjection
 from synckit_streams.ports.store import EventStore
-from synckit_streams.ports.telemetry import Observer, Synced
-from synckit_streams.runtime.autosync import AutoSync
-from synckit_streams.runtime.cancel import end, is_cancelled
+from synckit_streams.ports.telemetry import Observer
+from synckit_streams.runtime.cancel import end
 from synckit_streams.runtime.door import Door, open_door
 from synckit_streams.runtime.driver import Driver, Silence, World
 from synckit_streams.runtime.following import Follower
@@ -27,14 +23,12 @@ from synckit_streams.runtime.inbox import REMEMBER_S, Inbox
 from synckit_streams.runtime.ingest import Ingest, Ingested, Ingestion
 from synckit_streams.runtime.keeping import LEASE_S
 from synckit_streams.runtime.link import Link, link_name
-from synckit_streams.runtime.meeting import Meeting
 from synckit_streams.runtime.paging import PageSize
 from synckit_streams.runtime.policy import Retry
 from synckit_streams.runtime.projector import Projector
 from synckit_streams.runtime.registry import connector_for, store_for
-from synckit_streams.runtime.result import SyncResult, gather, nobody_reached
+from synckit_streams.runtime.result import SyncResult
 from synckit_streams.runtime.settings import (
-    CONNECTOR_EXAMPLE,
     OBSERVER,
     RESOLVER,
     Settings,
@@ -52,17 +46,14 @@ from synckit_streams.runtime.settings import (
     check_trim,
 )
 from synckit_streams.runtime.switch import Want, turn_switch
-from synckit_streams.runtime.turns import Turns
+from synckit_streams.runtime.syncing import OnResult, Syncing
 from synckit_streams.sync.conflict import ConflictResolver, Resolution, conflict_of, resolve
 from synckit_streams.sync.replica import checksum
 from synckit_streams.sync.resolvers import LastWriteWins
 
 logger = logging.getLogger("synckit_streams")
 
-OnResult = Callable[[SyncResult], Any]
 PAGE_EVENTS = 1_000
-DRAIN_S = 5.0
-"""Longest time without progress for what auto-sync sends when it is stopped."""
 
 
 class SyncNode:
@@ -109,7 +100,7 @@ class SyncNode:
         connectors: Sequence[str | Connector] = (),
         topics: Sequence[str] = (),
         resolver: ConflictResolver | None = None,
-        projections: Sequence[Projection] = (),
+        projections: Sequence[AnyProjection] = (),
         packing: str = "event",
         push_only: bool = False,
         pull_only: bool = False,
@@ -158,18 +149,10 @@ class SyncNode:
         )
         # The store comes last: making it claims the file.
         self._driver = Driver(settings, store_for(store), observer or Silence(), world or World())
-        self._driver.wrote = self._wrote
-        self._driver.widened = self._widened
-        self._grown = asyncio.Event()
-        """Set when the projections should look again."""
-        self._wider = asyncio.Event()
-        """Set when there are more topics than the present meeting has joined."""
         self._links = [Link(name, each, self._driver) for name, each in zip(names, made, strict=True)]
         self._projector = Projector(self._driver, projections, self.resolver)
         self._follower = Follower(self._driver, self._projector)
-        self._listeners: list[OnResult] = []
-        self._turns = Turns()
-        self._auto: AutoSync | None = None
+        self._syncing = Syncing(self._driver, self._links, self._projector)
         self._following: asyncio.Task[None] | None = None
         self._opened = False
         self._door: Door | None = None
@@ -264,13 +247,6 @@ class SyncNode:
                 hint=f"it replicates {', '.join(self.topics)}; an event elsewhere would never be sent",
             )
 
-    def _wrote(self) -> None:
-        if self._auto is not None:
-            self._auto.wake()
-
-    def _widened(self) -> None:
-        self._wider.set()
-
     async def send_also(self, topics: Iterable[str]) -> None:
         """Send what is written here of more topics than the node replicates; of them nothing is taken from others.
 
@@ -324,7 +300,7 @@ class SyncNode:
             raise Invalid(f"{after!r:.80} is not an Offset", hint="give the `offset` of the last event that you read")
         size = PageSize(PAGE_EVENTS)
         while page := await self.store.log(topic, after=after, limit=size.events):
-            size.learn(stored.event for stored in page)
+            size.learn([stored.event for stored in page])
             after = page[-1].offset
             for stored in page:
                 if twins or not stored.twin:
@@ -363,114 +339,18 @@ class SyncNode:
             ConfigError: the node has no connector, or `timeout_s` is no time.
             StoreError: the local store failed.
         """
-        return await self._meet(timeout_s=timeout_s, publish=True)
+        self._check_open()
+        return await self._syncing.meet(timeout_s=timeout_s, publish=True)
 
     async def push(self, *, timeout_s: float = 30.0) -> SyncResult:
         """Like `sync`: to know what is unsent the log has to be read, and what is read is kept."""
-        return await self._meet(timeout_s=timeout_s, publish=True)
+        self._check_open()
+        return await self._syncing.meet(timeout_s=timeout_s, publish=True)
 
     async def pull(self, *, timeout_s: float = 30.0) -> SyncResult:
         """Read the log to its end, and publish nothing; see `sync` for the errors."""
-        return await self._meet(timeout_s=timeout_s, publish=False)
-
-    async def _meet(
-        self, *, timeout_s: float, publish: bool, live: asyncio.Event | None = None, interval_s: float = 0.0
-    ) -> SyncResult:
         self._check_open()
-        self._check_meeting(timeout_s)
-        failures: list[ConnectorError] = []
-        self._wider.clear()
-        async with self._turns.turn(guest=live is None):
-            with self._driver.operation("sync"):
-                for links in [self._links] if self._driver.settings.bridge else [[link] for link in self._links]:
-                    started = time.perf_counter()
-                    try:
-                        async with Meeting(links, publish=publish, timeout_s=timeout_s) as meeting:
-                            await meeting.meet()
-                            result = await self._finish(meeting, started, failures)
-                            if live is not None:
-                                if self._auto is not None:
-                                    self._auto.met()
-                                await self._live(meeting, live, interval_s)
-                            reached = meeting.reached
-                        if live is not None and live.is_set() and reached:
-                            # Drain: what was written last goes out. A meeting of its own, so that a connection which
-                            # was lost meanwhile is not waited for.
-                            async with Meeting(reached, timeout_s=min(timeout_s, DRAIN_S)) as meeting:
-                                await meeting.meet()
-                                await self._finish(meeting, time.perf_counter(), failures)
-                        return result
-                    except SyncKitError as error:
-                        self._observe_sync(None, time.perf_counter() - started, error.code)
-                        if not isinstance(error, ConnectorError):
-                            raise
-                        failures.append(error)  # the next one, in the order in which they were named
-                raise nobody_reached(failures)
-
-    def _check_meeting(self, timeout_s: float) -> None:
-        if not self._links:
-            raise ConfigError("this node has no connector", hint=CONNECTOR_EXAMPLE)
-        check_seconds("timeout_s", timeout_s)
-
-    async def _live(self, meeting: Meeting, stop: asyncio.Event, interval_s: float) -> None:
-        """Stay connected until the interval is over, auto-sync stops, or somebody wants a meeting of his own."""
-        ended = asyncio.Event()
-
-        async def either() -> None:
-            waits = [asyncio.create_task(each.wait()) for each in (stop, self._turns.guest_came, self._wider)]
-            try:
-                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for wait in waits:
-                    wait.cancel()
-            ended.set()
-
-        watcher = asyncio.create_task(either())
-        try:
-            await meeting.live(ended, interval_s)
-        finally:
-            watcher.cancel()
-            await asyncio.gather(watcher, return_exceptions=True)
-
-    async def _finish(self, meeting: Meeting, started: float, unreached: Sequence[ConnectorError]) -> SyncResult:
-        _, failures = await self._projector.catch_up()
-        for failure in failures:
-            logger.error("%s: %s", self.node_id, failure, exc_info=failure)
-        await self._driver.on_track()
-        counts = [link.take_counts() for link in meeting.links]
-        replica = self._driver.replica
-        result = gather(
-            {topic: replica.standing(topic) for topic in self.topics},
-            pushed=sum(each.pushed for each in counts),
-            pulled=sum(each.pulled for each in counts),
-            conflicts=len(set[tuple[str, str]]().union(*(each.conflicts for each in counts))),
-            duration_s=time.perf_counter() - started,
-            errors=(*unreached, *meeting.errors, *failures),
-        )
-        self._observe_sync(result, result.duration_s, next((each.code for each in (*meeting.errors, *failures)), ""))
-        for listener in list(self._listeners):
-            try:
-                answer = listener(result)
-                if inspect.isawaitable(answer):
-                    await answer
-            except (asyncio.CancelledError, Exception) as error:
-                if is_cancelled(error):
-                    raise
-                logger.exception("a listener of %s raised", self.node_id)
-        return result
-
-    def _observe_sync(self, result: SyncResult | None, duration_s: float, error: str) -> None:
-        self._driver.observe(
-            Synced(
-                node=self.node_id,
-                pushed=result.events_pushed if result else 0,
-                pulled=result.events_pulled if result else 0,
-                conflicts=result.conflicts_resolved if result else 0,
-                complete=bool(result and result.complete),
-                error=error,
-                duration_s=duration_s,
-            )
-        )
+        return await self._syncing.meet(timeout_s=timeout_s, publish=False)
 
     async def start_auto_sync(self, *, interval_s: float = 30.0, timeout_s: float = 30.0) -> None:
         """Keep in sync: live while the broker is there, with backoff and jitter while it is not.
@@ -483,26 +363,15 @@ class SyncNode:
             ConfigError: the node has no connector, a time is none, or auto-sync runs already.
         """
         self._check_open()
-        self._check_meeting(timeout_s)
-        check_seconds("interval_s", interval_s)
-        if self._auto is not None:
-            raise ConfigError("auto-sync runs already", hint="await node.stop_auto_sync() first")
-
-        def meet(stop: asyncio.Event) -> Awaitable[SyncResult]:
-            return self._meet(timeout_s=timeout_s, publish=True, live=stop, interval_s=interval_s)
-
-        self._auto = AutoSync(meet, self._driver.world.dice)
-        self._auto.start()
+        self._syncing.start(interval_s=interval_s, timeout_s=timeout_s)
         if self._projector:
             self._following = asyncio.create_task(self._follower.run(), name="synckit-project")
 
     async def stop_auto_sync(self) -> None:
         """Send what is still unsent, if the broker is there, and stop. Does nothing if it does not run."""
-        auto, self._auto = self._auto, None
         following, self._following = self._following, None
         try:
-            if auto is not None:
-                await auto.stop()
+            await self._syncing.stop()
         finally:
             if following is not None:
                 await end(following)
@@ -513,15 +382,7 @@ class SyncNode:
         Raises:
             ConfigError: it cannot be called.
         """
-        if not callable(on_result):
-            raise ConfigError(f"{on_result!r:.80} cannot be called", hint="give a function of one SyncResult")
-        self._listeners.append(on_result)
-
-        def unsubscribe() -> None:
-            if on_result in self._listeners:
-                self._listeners.remove(on_result)
-
-        return unsubscribe
+        return self._syncing.subscribe(on_result)
 
     async def follow(self) -> None:
         """Keep the projections at the end of the log, for ever; cancel it.

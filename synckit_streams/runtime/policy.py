@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from synckit_streams.errors import ConfigError
+from synckit_streams.errors import ConfigError, FeatureUnsupported, MissingDependency
 from synckit_streams.model.event import Draft, Stored
 from synckit_streams.sync.pace import next_delay_ms
 
@@ -21,6 +21,8 @@ REDRIVEN = "synckit.dead_letter.redriven"
 """Type of the event that puts it back."""
 PURGED = "synckit.dead_letter.purged"
 """Type of the event that says that nobody wants it any more."""
+MISTAKES = (FeatureUnsupported, MissingDependency)
+"""See `mistake_in`. Not every ConfigError: what a URL names may be up to an event, and poison stops nobody."""
 TRACEBACK_CHARS_MAX = 8_000
 """Of a traceback, so much of its end is kept in a dead letter."""
 EMBEDDED_BYTES_MAX = 500_000
@@ -136,6 +138,14 @@ class Settled(msgspec.Struct, frozen=True, kw_only=True):
     position: int
     topic: str
     aggregate_id: str
+
+
+def mistake_in(error: BaseException) -> ConfigError | None:
+    """What of an error is the program's mistake and no event's: whichever event comes, the call cannot be done here.
+    A group ends by it, and nothing is tried, counted or given up. Also from within an exception group."""
+    while isinstance(error, BaseExceptionGroup) and (found := error.subgroup(MISTAKES)) is not None:
+        error = found.exceptions[0]
+    return error if isinstance(error, MISTAKES) else None
 
 
 def reason_of(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Feeds projections from the log: a page, its effect and its offset in one transaction.
+"""Feeds projections from the log: pages, their effect and the offset behind them in one transaction.
 
 A projection that wants resolved aggregates (`resolved = True`) gets, for each aggregate that a page touches, what it
 applied last and what the aggregate resolves to now. What it applied last is kept in its own transaction, so it can
@@ -8,8 +8,11 @@ retract exactly that: adding a head's value at each change would give another to
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing
+from typing import cast
 
 import msgspec
 
@@ -24,7 +27,7 @@ from synckit_streams.errors import (
     StoreUnavailable,
 )
 from synckit_streams.model.event import Event, Offset, Stored
-from synckit_streams.ports.projection import Batch, Change, Projection
+from synckit_streams.ports.projection import AnyProjection, Batch, Change, Projection, StreamedProjection
 from synckit_streams.ports.store import EventStore, Transaction
 from synckit_streams.ports.telemetry import TRACES_MAX, Projected
 from synckit_streams.runtime.cancel import is_cancelled
@@ -35,9 +38,15 @@ from synckit_streams.runtime.switch import Want, read_switch, turn_switch
 from synckit_streams.sync.conflict import ConflictResolver, conflict_of, resolve
 
 PAGE_EVENTS = 1_000
+"""In a page, unless a projection says how many. Larger ones do not stay in the processor's cache."""
+SPAN_EVENTS, SPAN_S = 10_000, 0.05
+"""Pages share a transaction until they come to so many events or seconds: a commit costs as much as hundreds of events,
+and whoever else wants to write waits meanwhile."""
 AGGREGATES_TOGETHER = 64
 BATCH_MAX = 10_000
 """Most events in one page of a projection, whatever it asks for."""
+STREAM_MAX = 1_000_000
+"""Most events in one transaction of a streamed projection."""
 CONSUMER = "projection|"
 """Before a projection's name: the consumer under which the store keeps its offset."""
 
@@ -51,14 +60,20 @@ class Projector:
         resolver: For those that want resolved aggregates.
     """
 
-    def __init__(self, driver: Driver, projections: Sequence[Projection], resolver: ConflictResolver) -> None:
+    def __init__(
+        self, driver: Driver, projections: Sequence[Projection | StreamedProjection], resolver: ConflictResolver
+    ) -> None:
         self._driver = driver
         self._projections = tuple(projections)
         self._resolver = resolver
         self._ready: set[str] = set()
+        self._batches = {each.name: getattr(each, "batch", PAGE_EVENTS) for each in projections}
         self._page_sizes = {
-            each.name: PageSize(min(getattr(each, "batch", PAGE_EVENTS), BATCH_MAX)) for each in projections
+            each.name: PageSize(min(self._batches[each.name], PAGE_EVENTS if is_streamed(each) else BATCH_MAX))
+            for each in projections
         }
+        self._alone: set[str] = set()
+        """Those that failed on a later page: each page is a transaction, until they have caught up."""
 
     def __bool__(self) -> bool:
         return bool(self._projections)
@@ -74,22 +89,27 @@ class Projector:
         applied = 0
         failures: list[ProjectionFailed] = []
         for projection in self._projections:
-            try:
-                more = True
-                while more:
+            more = True
+            while more:
+                alone = projection.name in self._alone
+                try:
                     with self._driver.operation("project"):
-                        count, more = await self._page(projection)
-                    applied += count
-            except ProjectionFailed as error:
-                failures.append(error)
+                        count, more = await self._span(projection)
+                except ProjectionFailed as error:
+                    if not alone and projection.name in self._alone:
+                        continue  # whatever precedes the page that failed shall not be undone with it
+                    failures.append(error)
+                    break
+                applied += count
+            else:
+                self._alone.discard(projection.name)
         return applied, failures
 
-    async def _page(self, projection: Projection) -> tuple[int, bool]:
-        """One page and its offset, in one transaction; how many were wanted, and whether the log goes on behind it."""
+    async def _span(self, projection: AnyProjection) -> tuple[int, bool]:
+        """Pages and the offset behind them, in one transaction; how many were wanted, and whether the log goes on."""
         store = self._driver.store
         started = time.perf_counter()
         consumer = f"{CONSUMER}{projection.name}"
-        page_size = self._page_sizes[projection.name]
         async with store.transaction() as tx:
             offset = await tx.offset(consumer)
             what = await read_switch(tx, projection.name)
@@ -100,46 +120,82 @@ class Projector:
             if offset is None and (what is not Want.RUN or projection.name not in self._ready):
                 await self._run(projection, projection.reset(tx))
                 await tx.forget_applied(projection.name)  # of an earlier life
-            if what in (Want.PAUSE, Want.RESET):
-                await tx.set_offset(consumer, offset or Offset(store.id, 0))
-                return 0, False
-            page = await store.log(after=offset, limit=page_size.events)
-            page_size.learn(each.event for each in page)
-            if not page and offset is None:
-                # Where it stands is kept even when nothing was there, so that `reset` runs once.
-                await tx.set_offset(consumer, Offset(store.id, 0))
-            ours = [each for each in page if not projection.topics or each.event.topic in projection.topics]
-            wanted = [
-                each for each in ours if not each.twin and (not projection.types or each.event.type in projection.types)
-            ]
-            changes = await self._changes(store, tx, projection, wanted, ours) if projection.resolved else ()
-            if wanted or changes:
-                await self._run(projection, projection.apply(Batch(wanted, changes), tx))
-            more = False
-            if page:
-                await tx.set_offset(consumer, page[-1].offset)
-                more = page[-1].position < (await store.end()).position
+            span = Span(offset or Offset(store.id, 0), (await store.end()).position)
+            if what not in (Want.PAUSE, Want.RESET):
+                await self._apply(projection, tx, span)
+            if offset != span.offset:
+                # Also where it stands before nothing, so that `reset` runs once.
+                await tx.set_offset(consumer, span.offset)
         # Not before its tables are on the disk.
         self._ready.add(projection.name)
-        if not page:
+        if not span.read:
             return 0, False
-        traces = traces_of(each.event for each in wanted)
         self._driver.observe(
             Projected(
                 node=self._driver.settings.node,
                 projection=projection.name,
-                events=len(wanted),
-                traceparents=traces[:TRACES_MAX],
-                traces=len(traces),
+                events=span.wanted,
+                traceparents=span.traceparents,
+                traces=span.traces,
                 duration_s=time.perf_counter() - started,
             )
         )
-        return len(wanted), more
+        return span.wanted, span.more
 
-    async def _run(self, projection: Projection, work: Callable[[], object] | object) -> None:
+    async def _apply(self, projection: AnyProjection, tx: Transaction, span: Span) -> None:
+        """Give it its pages.
+
+        Raises:
+            ProjectionFailed: it raised; if it had several pages, each of them shall have a transaction of its own.
+        """
+        try:
+            async with aclosing(self._pages(projection, tx, span)) as pages:
+                if not is_streamed(projection):
+                    async for batch in pages:
+                        await self._run(projection, cast(Projection, projection).apply(batch, tx))
+                elif (first := await anext(pages, None)) is not None:
+                    stream = Pages(first, pages)
+                    await self._run(projection, cast(StreamedProjection, projection).apply(stream, tx))
+                    if not stream.taken:
+                        raise ProjectionFailed(
+                            f"the projection {projection.name!r} is streamed, and read no page",
+                            hint="async for page in pages: …",
+                        )
+        except ProjectionFailed:
+            if span.pages > 1:
+                self._alone.add(projection.name)
+            raise
+
+    async def _pages(self, projection: AnyProjection, tx: Transaction, span: Span) -> AsyncGenerator[Batch, None]:
+        """As many as the transaction takes."""
+        store, loop = self._driver.store, asyncio.get_running_loop()
+        page_size = self._page_sizes[projection.name]
+        events_max, until = SPAN_EVENTS, loop.time() + SPAN_S
+        if is_streamed(projection):
+            events_max, until = self._batches[projection.name], math.inf
+        while span.more:
+            page = await store.log(after=span.offset, limit=min(page_size.events, events_max - span.read))
+            if not page:
+                break
+            events = [each.event for each in page]
+            page_size.learn(events)
+            ours: Sequence[Stored] = page
+            if projection.topics:
+                ours = [each for each, event in zip(page, events, strict=True) if event.topic in projection.topics]
+            wanted = [each for each in ours if not each.twin]
+            if projection.types:
+                wanted = [each for each in wanted if each.event.type in projection.types]
+            changes = await self._changes(store, tx, projection, wanted, ours) if projection.resolved else ()
+            span.advance(page, wanted)
+            if wanted or changes:
+                yield Batch(wanted, changes)
+            if projection.name in self._alone or span.read >= events_max or loop.time() >= until:
+                break
+
+    async def _run(self, projection: AnyProjection, work: Callable[[], object] | object) -> None:
         try:
             await work  # type: ignore[misc]
-        except (ConfigError, StoreBusy, StoreClosed, StoreCorrupt, StoreFull, StoreUnavailable):
+        except (ConfigError, ProjectionFailed, StoreBusy, StoreClosed, StoreCorrupt, StoreFull, StoreUnavailable):
             raise  # not the projection's doing
         except (asyncio.CancelledError, Exception) as error:
             if is_cancelled(error):
@@ -152,7 +208,7 @@ class Projector:
         self,
         store: EventStore,
         tx: Transaction,
-        projection: Projection,
+        projection: AnyProjection,
         wanted: Sequence[Stored],
         ours: Sequence[Stored],
     ) -> list[Change]:
@@ -181,6 +237,71 @@ class Projector:
         return changes
 
 
+class Span:
+    """How far one transaction of a projection has come.
+
+    Args:
+        offset: Where it began, and then of the last event that was read.
+        end: Of the log, when it began.
+    """
+
+    def __init__(self, offset: Offset, end: int) -> None:
+        self.offset = offset
+        self.pages = 0
+        self.read = 0
+        self.wanted = 0
+        self.traces = 0
+        self.traceparents: list[str] = []
+        self._end = end
+
+    @property
+    def more(self) -> bool:
+        """Whether the log goes on."""
+        return self.offset.position < self._end
+
+    def advance(self, page: Sequence[Stored], wanted: Sequence[Stored]) -> None:
+        """A page was read, of which these were wanted."""
+        self.offset = page[-1].offset
+        self.pages += 1
+        self.read += len(page)
+        self.wanted += len(wanted)
+        traces = traces_of(each.event for each in wanted)
+        self.traces += len(traces)
+        self.traceparents += traces[: TRACES_MAX - len(self.traceparents)]
+
+
+class Pages:
+    """The pages of one transaction, as a streamed projection takes them: one at a time is in memory.
+
+    Args:
+        first: Is there already.
+        rest: Are read when they are asked for.
+    """
+
+    def __init__(self, first: Batch, rest: AsyncIterator[Batch]) -> None:
+        self._first: Batch | None = first
+        self._rest = rest
+
+    @property
+    def taken(self) -> bool:
+        """Whether any was."""
+        return self._first is None
+
+    def __aiter__(self) -> Pages:
+        return self
+
+    async def __anext__(self) -> Batch:
+        if self._first is None:
+            return await anext(self._rest)
+        first, self._first = self._first, None
+        return first
+
+
+def is_streamed(projection: AnyProjection) -> bool:
+    """Whether it takes the pages of a transaction itself."""
+    return getattr(projection, "streamed", False)
+
+
 async def _aggregates(
     store: EventStore, wanted: Sequence[tuple[str, str, bytes | None]]
 ) -> AsyncIterator[tuple[str, str, bytes | None, Sequence[Event]]]:
@@ -192,7 +313,7 @@ async def _aggregates(
             yield topic, aggregate_id, state, events
 
 
-def _json(projection: Projection, change: Change) -> bytes:
+def _json(projection: AnyProjection, change: Change) -> bytes:
     """What is kept of an aggregate's state.
 
     Raises:

@@ -6,8 +6,9 @@ means something else (`lease_s` in milliseconds, `resolver=LastWriteWins` withou
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -15,7 +16,7 @@ import msgspec
 from synckit_streams.errors import ConfigError, FeatureUnsupported, SyncKitError
 from synckit_streams.model.codec import check_node_id, check_topic
 from synckit_streams.ports.connector import Connector
-from synckit_streams.ports.projection import Projection
+from synckit_streams.ports.projection import AnyProjection
 from synckit_streams.runtime.envelope import PACKINGS
 
 LIMITS_PAGE: Final = "see docs/reference/limits.md"
@@ -71,6 +72,19 @@ def check_list(name: str, given: Any, example: str) -> None:
     """
     if isinstance(given, str | bytes) or not isinstance(given, Collection):
         raise ConfigError(f"{name} is a list, not {given!r:.80}", hint=f"write {name}={example}")
+
+
+def check_known(whose: str, given: Iterable[str], known: Collection[str]) -> None:
+    """That there are options of these names.
+
+    Raises:
+        ConfigError: there is none of one; the hint names the one that was meant, or all there are.
+    """
+    for name in given:
+        if name not in known:
+            meant = difflib.get_close_matches(name, known, n=1)
+            there = f"did you mean {meant[0]}?" if meant else f"there are {', '.join(sorted(known))}"
+            raise ConfigError(f"{whose} has no option {name!r:.80}", hint=there)
 
 
 def check_part(what: str, part: Any, members: Sequence[str]) -> None:
@@ -188,7 +202,7 @@ def check_seconds(name: str, seconds: Any) -> None:
         raise ConfigError(f"{name}={seconds!r:.80} is not a number of seconds above 0")
 
 
-def check_projections(projections: Sequence[Projection]) -> None:
+def check_projections(projections: Sequence[AnyProjection]) -> None:
     """That every projection is one, with a name of its own.
 
     Raises:

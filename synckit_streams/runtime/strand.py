@@ -11,9 +11,8 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import NamedTuple
 
 import msgspec
 
@@ -33,119 +32,34 @@ from synckit_streams.errors import (
     Unfit,
 )
 from synckit_streams.model.event import Draft, Offset, Stored
-from synckit_streams.ports.telemetry import TRACES_MAX, Handled, Progressed
+from synckit_streams.ports.telemetry import TRACES_MAX, Handled
 from synckit_streams.runtime.cancel import settle_cancelling
-from synckit_streams.runtime.circuit import Circuit
-from synckit_streams.runtime.driver import Driver
+from synckit_streams.runtime.desk import Desk, Item
 from synckit_streams.runtime.envelope import traces_of
 from synckit_streams.runtime.handling import Handler, HandlerContext
 from synckit_streams.runtime.lanes import PARKED_EVENTS_MAX, Aggregate, Lane, Parked
-from synckit_streams.runtime.policy import Settled, dead_letter, reason_of
+from synckit_streams.runtime.policy import dead_letter, mistake_in, reason_of
 from synckit_streams.runtime.unit import UNIT_EVENTS, Part, Unit
 
 logger = logging.getLogger("synckit_streams")
 
-UNIT_S = 0.01
-"""A unit to which one handler after another adds is committed after so long."""
+UNIT_S, HOLD_S = 0.03, 0.01
+"""A unit to which one call after another adds is committed after so long, and sooner if its transaction is open, for
+which others wait."""
 IDLE_POSITIONS = 1_000
 """A lane in which nothing happens is moved on when the others are so far ahead."""
 STORE_AWAY = (StoreBusy, StoreFull, StoreUnavailable, StoreClosed, StoreCorrupt, LeaseLost)
 """The store's doing, and not the handler's."""
 REFUSED = (IdReused, CauseUnknown, Invalid, TooLarge)
 """What a store says of an event that it is given to write."""
+DOWN = "what its handler depends on is down"
+"""Why an event waits that was not tried."""
 CAREFUL_EVENTS = 1_000
 """After the store refused one of several events, so many are handled and committed one by one."""
 
 
 class Restart(Exception):
     """Read the lanes anew."""
-
-
-class Item(NamedTuple):
-    """One event that waits for its turn; `handler` is None for what puts a dead letter back."""
-
-    stored: Stored
-    lane: Lane
-    handler: Handler | None
-
-
-class Tally(msgspec.Struct):
-    """What a group has done in this life.
-
-    Args:
-        handled: Events whose handler succeeded.
-        failed: Calls that raised.
-        dead: Events that went to the dead letters.
-    """
-
-    handled: int = 0
-    failed: int = 0
-    dead: int = 0
-
-
-class Desk:
-    """What the strands of a group share.
-
-    Args:
-        driver: Of the node.
-        group: Its name.
-        handlers: Of the group.
-    """
-
-    def __init__(self, driver: Driver, group: str, handlers: Sequence[Handler]) -> None:
-        self.driver = driver
-        self.group = group
-        self.routes: Mapping[tuple[str, str | None], Handler] = {
-            (topic, type): each for each in handlers for topic in each.topics for type in (each.types or (None,))
-        }
-        self.circuits = {each.name: Circuit(each.breaker, driver.world) for each in handlers}
-        self.tally = Tally()
-        self.lanes: dict[int, Lane] = {}
-        """All that this worker has."""
-        self.read = 0
-        """Up to where the log was dealt out."""
-        self.end = 0
-        """Where it ended when somebody looked last."""
-        self.pending_events = 0
-        self.pending_bytes = 0
-        self.room = asyncio.Event()
-        """Set when something was taken from what is pending."""
-        self.stopped = asyncio.Event()
-        self.ending = False
-        """Whether whoever works is being cancelled: nobody else of ours does that to a strand."""
-        self.changed = asyncio.Event()
-        """Set when every strand should look again: a circuit has changed."""
-        self.careful = 0
-        """So many events are still to be committed one by one."""
-
-    def progressed(self, unit: Unit, took_s: float) -> None:
-        """Tell whoever watches what was committed."""
-        self.driver.observe(
-            Progressed(
-                node=self.driver.settings.node,
-                group=self.group,
-                events=unit.events,
-                answers=sum(len(drafts) for _, drafts in unit.answers),
-                dead=unit.dead,
-                parked=sum(len(lane.parked) for lane in self.lanes.values()),
-                lag=self.end - self.read + self.pending_events,
-                lanes=len(self.lanes),
-                duration_s=took_s,
-            )
-        )
-
-    def handler(self, stored: Stored) -> Handler | None:
-        """Whose an event is."""
-        event = stored.event
-        return self.routes.get((event.topic, event.type)) or self.routes.get((event.topic, None))
-
-    def settled(self, stored: Stored) -> Settled | None:
-        """What puts a dead letter of this very group back; None for one of somebody else's."""
-        with suppress(msgspec.MsgspecError):
-            settled = msgspec.json.decode(stored.event.payload, type=Settled)
-            if (settled.group, settled.node) == (self.group, self.driver.settings.node):
-                return settled
-        return None
 
 
 class Strand:
@@ -210,6 +124,7 @@ class Strand:
 
         Raises:
             Restart, StoreError: everything has to be read anew.
+            FeatureUnsupported, MissingDependency: a handler can never work here.
         """
         while not self._desk.stopped.is_set():
             self.woken.clear()
@@ -224,18 +139,20 @@ class Strand:
         """Fill a unit and commit it; gives how much was done."""
         desk = self._desk
         unit = Unit(self._driver, desk.group, self.lanes.values())
-        until = time.monotonic() + UNIT_S
+        started = time.monotonic()
         events_max = 1 if desk.careful else UNIT_EVENTS
-        did, due = 0, self._due()
+        turn, did, due = 0, 0, self._due()
         try:
-            while unit.events < events_max and time.monotonic() < until:
+            while unit.events < events_max and time.monotonic() - started < (HOLD_S if unit.begun else UNIT_S):
                 # While the transaction is open others that write wait: not for a handler that takes its time.
-                if desk.stopped.is_set() or (unit.begun and self._slow_s > UNIT_S / 2):
+                if desk.stopped.is_set() or (unit.begun and self._slow_s > HOLD_S / 2):
                     break
-                if due:
-                    did += await self._again(unit, *due.pop())
-                elif self._pending and (done := await self._next(unit)):
+                # In turns: all that has waited for a dependency which is back must not keep what is new waiting.
+                turn += 1
+                if (turn % 2 == 0 or not due) and self._pending and (done := await self._next(unit)):
                     did += done
+                elif due:
+                    did += await self._again(unit, *due.pop()[:2])
                 else:
                     break
             if not self._pending:
@@ -259,11 +176,12 @@ class Strand:
     def _due(self) -> list[tuple[Lane, Aggregate, Parked]]:
         """What has waited long enough, the first one last."""
         now_ms = self._driver.world.wall_ms()
+        away = {name for name, circuit in self._desk.circuits.items() if not circuit.ready}
         due = [
             (lane, aggregate, parked)
             for lane in self.lanes.values()
             for aggregate, parked in lane.parked.items()
-            if parked.due_ms <= now_ms
+            if parked.due_ms <= now_ms and parked.handler not in away
         ]
         return sorted(due, key=lambda each: -each[2].due_ms)
 
@@ -317,10 +235,12 @@ class Strand:
             self._take()
             unit.park(lane, aggregate, waiting.with_more(stored.position))
             unit.pass_by(lane, stored.position)
-            unit.events += 1
+            unit.count(1)
             return 1
-        if lane.full or not self._desk.circuits[handler.name].ready:
+        if lane.full:
             return 0
+        if not self._desk.circuits[handler.name].ready:
+            return self._set_aside(unit, handler)
         items = self._run_of(handler)
         error = await self._call(unit, handler, [item.stored for item in items], 1)
         if error is not None and len(items) > 1:
@@ -329,14 +249,27 @@ class Strand:
         self._batch_max = 2 * self._batch_max if self._batch_max < handler.batch else 0
         if error is not None and self._desk.circuits[handler.name].open:
             return 1  # nobody's fault: it is tried again as it stands
-        unit.last = (handler, lane, Parked((stored.position,)), stored) if not unit.events and len(items) == 1 else None
+        unit.last = (handler, lane, Parked((stored.position,)), stored) if len(items) == 1 else None
         for item in items:
             self._take()
             unit.pass_by(item.lane, item.stored.position)
-        unit.events += len(items)
+        unit.count(len(items))
         if error is not None:
             self._failed(unit, handler, lane, Parked((stored.position,)), stored, error)
         return len(items)
+
+    def _set_aside(self, unit: Unit, handler: Handler) -> int:
+        """The next event waits beside its lane while what its handler depends on is down, so that other handlers go on.
+        Where there is no other it stays where it is, and costs nothing."""
+        if len(self._desk.circuits) == 1:
+            return 0
+        stored, lane, _ = self._take()
+        due_ms = self._desk.circuits[handler.name].until_ms
+        waiting = Parked((stored.position,), due_ms=due_ms, reason=DOWN, handler=handler.name)
+        unit.park(lane, (stored.event.topic, stored.event.aggregate_id), waiting)
+        unit.pass_by(lane, stored.position)
+        unit.count(1)
+        return 1
 
     def _run_of(self, handler: Handler) -> list[Item]:
         """The next events for one call."""
@@ -359,10 +292,13 @@ class Strand:
             positions = (*waiting.positions[:1], *sorted((*waiting.positions[1:], settled.position)))
             unit.park(item.lane, aggregate, msgspec.structs.replace(waiting, positions=positions))
         unit.pass_by(item.lane, item.stored.position)
-        unit.events += 1
+        unit.count(1)
 
-    async def _again(self, unit: Unit, lane: Lane, aggregate: Aggregate, parked: Parked) -> int:
+    async def _again(self, unit: Unit, lane: Lane, aggregate: Aggregate) -> int:
         """The next attempt at an event that waits; 0 when it has to wait on."""
+        parked = lane.parked[aggregate]  # more may have come behind since it was found to be due
+        if (known := self._desk.circuits.get(parked.handler)) is not None and not known.ready:
+            return 0  # it has opened just now
         store = self._driver.store
         position = parked.positions[0]
         page = await store.log(after=Offset(store.id, position - 1), limit=1)
@@ -371,13 +307,15 @@ class Strand:
         if stored is None or handler is None:
             unit.park(lane, aggregate, parked.without_first())  # nobody takes it any more
             return 1
+        # Not written: whoever reads it anew looks anew.
+        parked = lane.parked[aggregate] = msgspec.structs.replace(parked, handler=handler.name)
         if not self._desk.circuits[handler.name].ready:
             return 0
         error = await self._call(unit, handler, [stored], parked.attempts + 1)
         if error is not None and self._desk.circuits[handler.name].open:
             return 1
-        unit.last = (handler, lane, parked, stored) if not unit.events else None
-        unit.events += 1
+        unit.last = (handler, lane, parked, stored)
+        unit.count(1)
         if error is None:
             unit.park(lane, aggregate, parked.without_first())
         else:
@@ -411,6 +349,9 @@ class Strand:
                 except BaseException as raised:
                     if desk.ending or (isinstance(raised, STORE_AWAY) and part.begun):
                         raise
+                    if (mistake := mistake_in(raised)) is not None:
+                        whose = f"the handler {handler.name!r} of the group {desk.group!r} cannot work"
+                        raise type(mistake)(f"{whose}: {mistake.message}", hint=mistake.hint) from raised
                     settle_cancelling()
                     error = raised
                     if isinstance(raised, TimeoutError) and limit.expired():
@@ -454,7 +395,7 @@ class Strand:
         aggregate = (stored.event.topic, stored.event.aggregate_id)
         if attempts < handler.retry.max_attempts and not isinstance(error, Unfit):
             due_ms = world.wall_ms() + handler.retry.delay_ms(attempts, world.dice())
-            unit.park(lane, aggregate, Parked(parked.positions, attempts, due_ms, reason_of(error)))
+            unit.park(lane, aggregate, Parked(parked.positions, attempts, due_ms, reason_of(error), handler.name))
             return
         node = self._driver.settings.node
         names = {"group": desk.group, "handler": handler.name, "node": node}

@@ -52,6 +52,12 @@ class Unit:
         """Whether a handler has done something in the transaction."""
         return self._tx is not None
 
+    def count(self, events: int) -> None:
+        """So many more are in it."""
+        self.events += events
+        if self.events > events:
+            self.last = None
+
     def pass_by(self, lane: Lane, position: int) -> None:
         """The lane stands behind this position, once it is committed."""
         self._moved[lane.number] = position

@@ -10,8 +10,10 @@ enough for it to arrive.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import groupby
 
 from synckit_streams.model.codec import node_of
+from synckit_streams.model.exchange import AppendResult
 from synckit_streams.model.seen import Seen
 from synckit_streams.sync.channel import Channel, Peer
 
@@ -33,3 +35,16 @@ def reserved(node: str, foreign: Seen, live: Iterable[Peer], elsewhere: Iterable
         if channel.log in ahead:
             theirs = theirs.union(channel.places.at_or_past(foreign, {}))
     return theirs
+
+
+def to_pass_on(result: AppendResult) -> dict[str, Seen]:
+    """What a bridge has been brought, per topic."""
+    seen: dict[str, Seen] = {}
+    events = (stored.event for stored in result.stored)
+    # Most of a batch is of one origin, in order.
+    for (topic, origin), together in groupby(events, lambda event: (event.topic, event.origin)):
+        numbers = [event.seq for event in together]
+        even = numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+        run = Seen({origin: ((numbers[0], numbers[-1]),)}) if even else Seen.of((origin, seq) for seq in numbers)
+        seen[topic] = seen.get(topic, Seen()).union(run)
+    return seen

@@ -17,26 +17,24 @@ goes out as a `Persist`. If carrying out an effect fails, the replica is thrown 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from itertools import groupby
 
 from synckit_streams.model.clock import Key
 from synckit_streams.model.codec import node_of
-from synckit_streams.model.event import Offset
-from synckit_streams.model.exchange import AppendResult, PlaceRun, Reuse, Summary
+from synckit_streams.model.exchange import PlaceRun, Reuse, Summary
 from synckit_streams.model.seen import Seen
 from synckit_streams.sync import protocol
+from synckit_streams.sync.alarms import alarms_of
+from synckit_streams.sync.announcing import Herald, Report
 from synckit_streams.sync.channel import Channel, Peer, Stage, overlap
+from synckit_streams.sync.joining import take_up
 from synckit_streams.sync.places import NOWHERE, Places
-from synckit_streams.sync.precedence import reserved
+from synckit_streams.sync.precedence import reserved, to_pass_on
 from synckit_streams.sync.protocol import Alarm, AlarmKind, Effect, Standing
 from synckit_streams.sync.standing import Judge, checksum, checksum_bytes
+from synckit_streams.sync.voids import Voids
 
 LEASE_MS = 90_000
 """For how long a digest makes its node count as live."""
-HEARTBEATS = 3
-"""How many digests there are within a lease, also when there is nothing new to say."""
-ANNOUNCE_MS = 1_000
-"""Least time between two digests of one topic."""
 SPREAD_MS = 1_000
 """Longest random wait before publishing what is owed to a peer. A meeting waits for twice that in all."""
 
@@ -87,9 +85,9 @@ class Replica:
         self._passes_on = passes_on
         self._summaries: dict[str, Summary] = {topic: Summary(Seen(), {}) for topic in topics}
         self._channels: dict[tuple[str, str], Channel] = {}
-        self._wanted_since: dict[Key, int] = {}
+        self._voids = Voids(node, self._links, lease_ms, self.live)
         self._alarmed: set[tuple[str, ...]] = set()
-        self._number = 0
+        self._herald = Herald(node, resolver, lease_ms=lease_ms, spread_ms=spread_ms, passes_on=passes_on)
         self._now_ms = 0
         self._steps: dict[type, Callable[..., list[Effect]]] = {
             protocol.Opened: self._opened,
@@ -216,9 +214,9 @@ class Replica:
                 behind = not channel.caught_up
                 channel.read(cause.partition, cause.offset.position if cause.offset else 0, result.runs)
                 effects += self._repair(channel)
-        effects += self._alarms(result, cause.topic if isinstance(cause, protocol.Received) else "")
+        effects += alarms_of(result, cause.topic if isinstance(cause, protocol.Received) else "")
         effects += self._misplaced(result.reused, cause)
-        come = self._to_pass_on(result)
+        come = to_pass_on(result) if self._passes_on and result.stored else {}
         for channel in self._channels.values():
             if channel.topic in come and channel.joined:
                 # What was in one log when the meeting began is to be in the others when it ends.
@@ -249,36 +247,6 @@ class Replica:
                     reader = protocol.reader_name(channel.link, channel.topic, partition)
                     runs.append(PlaceRun(reader, key.topic, key.origin, key.seq, NOWHERE))
         return [protocol.Persist(echoes=runs)] if runs else []
-
-    def _to_pass_on(self, result: AppendResult) -> dict[str, Seen]:
-        """What a bridge has been brought, per topic."""
-        if not self._passes_on or not result.stored:
-            return {}
-        seen: dict[str, Seen] = {}
-        events = (stored.event for stored in result.stored)
-        # Most of a batch is of one origin, in order.
-        for (topic, origin), together in groupby(events, lambda event: (event.topic, event.origin)):
-            numbers = [event.seq for event in together]
-            even = numbers == list(range(numbers[0], numbers[0] + len(numbers)))
-            run = Seen({origin: ((numbers[0], numbers[-1]),)}) if even else Seen.of((origin, seq) for seq in numbers)
-            seen[topic] = seen.get(topic, Seen()).union(run)
-        return seen
-
-    def _alarms(self, result: AppendResult, topic: str) -> list[Effect]:
-        alarms: list[Effect] = []
-        for key, kept, reissued, _ in result.reused:
-            text = (
-                f"{key.origin}:{key.seq} has two contents; {kept.hex()[:8]} stays, {reissued.id} is {reissued.origin}:1"
-            )
-            alarms.append(Alarm(AlarmKind.DOT_REUSED, key.topic, text))
-        for key, id in result.twins:
-            alarms.append(Alarm(AlarmKind.TWINS, key.topic, f"the id {id} was written twice with other content"))
-        if result.quarantined:
-            text = f"{len(result.quarantined)} set aside: {result.quarantined[0]}"
-            alarms.append(Alarm(AlarmKind.QUARANTINED, topic, text))
-        if result.dropped:
-            alarms.append(Alarm(AlarmKind.HELD_FULL, topic, f"{len(result.dropped)} let go; they come again"))
-        return alarms
 
     def _flow(self, channel: Channel) -> list[Effect]:
         """Publish what is unsent, once the reader has caught up (before that we cannot know what is).
@@ -326,30 +294,8 @@ class Replica:
         channel.loaded = True
         for partition, run in given.runs:
             channel.places.add(run.origin, run.first, run.positions, partition)
-        effects: list[Effect] = []
-        forget: list[str] = []
-        offsets: dict[str, Offset] = {}
-        for partition, (identity, first, end) in given.bounds.items():
-            reader = protocol.reader_name(given.link, given.topic, partition)
-            stored = given.stored.get(partition)
-            lost = self._lost(given, partition)
-            if stored is None or lost is not None:
-                channel.position[partition] = 0
-                # The identity is kept even when the log is empty: another one later is then noticed.
-                offsets[reader] = Offset(identity, 0)
-            else:
-                channel.position[partition] = stored.position
-            if lost is not None:
-                forget.append(reader)
-                channel.places.forget(partition)
-                channel.sent_before = Seen()
-                effects.append(
-                    Alarm(lost, given.topic, f"{given.link} stood at {stored}, the log is {first}..{end - 1}")
-                )
-            elif stored is not None and stored.position + 1 < first:
-                gone = f"{given.link} had read to {stored.position}, the log begins at {first}"
-                effects.append(Alarm(AlarmKind.TRIMMED, given.topic, gone))
-                channel.said = None
+        alarms, forget, offsets = take_up(channel, given)
+        effects: list[Effect] = [*alarms]
         channel.joined = True
         channel.ground()
         channel.find_unsent(self._due(given.topic))
@@ -357,25 +303,6 @@ class Replica:
             # Behind the alarms: if it fails they are raised once more, and if its caller is cancelled they were raised.
             effects.append(protocol.Persist(forget=forget, offsets=offsets, cause=given))
         return effects + self._flow(channel)
-
-    @staticmethod
-    def _lost(given: protocol.Joined, partition: int) -> AlarmKind | None:
-        """Whether the log is not the one that was read, and which way."""
-        identity, first, end = given.bounds[partition]
-        stored = given.stored.get(partition)
-        if stored is None:
-            return None
-        if stored.log != identity:
-            return AlarmKind.RECREATED
-        if given.witness.get(partition) is False:
-            return AlarmKind.REWOUND
-        if stored.position == 0:
-            return None
-        if stored.position >= end:
-            return AlarmKind.REWOUND
-        if stored.position >= first and given.witness.get(partition) is not True:
-            return AlarmKind.REWOUND
-        return None
 
     def _left(self, given: protocol.Left) -> list[Effect]:
         for channel in self._channels.values():
@@ -513,9 +440,10 @@ class Replica:
             effects += self._flow(channel)
             if channel.caught_up and not channel.muted:
                 effects += self._settle_debts(channel, given)
-                effects += self._announce(channel, hurry=given.hurry)
+                idle = given.hurry and self._idle(channel)
+                effects += self._herald.announce(self._report(channel), self._now_ms, hurry=given.hurry, idle=idle)
         for topic in self.topics:
-            effects += self._voids(topic)
+            effects += self._voids.declare(topic, self._summaries[topic], self._joined_channels(topic), self._now_ms)
         return effects
 
     def _try_again(self, channel: Channel, given: protocol.Tick) -> None:
@@ -553,95 +481,13 @@ class Replica:
             channel.patience_ms -= max(wait_ms, self._spread_ms // 10)
         return wait_ms
 
-    def _saying(self, channel: Channel) -> object:
-        """What a digest would say, to know whether it says anything new."""
-        summary = self._summaries[channel.topic]
-        places = tuple(channel.next_positions().items())
-        told = (self._bridges(channel), self._takes_now(channel.topic))
-        return (checksum(summary), places, len(summary.held), len(summary.refused), told)
-
-    def _bridges(self, channel: Channel) -> tuple[str, ...]:
-        """The logs from which something is passed on to this one."""
-        if not self._passes_on:
-            return ()
-        # One meeting ends and the next one begins: the others need not take over for that.
-        since_ms = self._now_ms - 2 * self._spread_ms
-        others = [each for (_, of), each in self._channels.items() if of == channel.topic and each is not channel]
-        return tuple(each.log for each in others if each.joined or each.left_ms > since_ms)
-
-    def _takes_now(self, topic: str) -> bool:
-        """Whether what is lacking here will not come by another link by itself."""
+    def _report(self, channel: Channel) -> Report:
+        topic = channel.topic
+        others = [each for (_, of), each in self._channels.items() if of == topic and each is not channel]
+        # Whether what is lacking here will not come by another link by itself.
         takes = self._takes and topic not in self._outlets
-        return takes and all(each.caught_up for each in self._joined_channels(topic))
-
-    def _announce(self, channel: Channel, *, hurry: bool) -> list[Effect]:
-        saying = self._saying(channel)
-        since = self._now_ms - channel.said_ms
-        # Who waits for a meeting to end announces once, when there is nothing else to do; not at every batch.
-        idle = hurry and self._idle(channel)
-        last = idle and not channel.told
-        channel.told = idle if hurry else channel.told
-        unknown = self._passes_on and (channel.introduced_ms is None or since > self._lease_ms)
-        bridges = self._bridges(channel)
-        # Who passes on what must be known at once; all else may gather for a while.
-        news = bridges != channel.bridges or (saying != channel.said and (last or since >= ANNOUNCE_MS))
-        if not (unknown or news or since >= self._lease_ms // HEARTBEATS):
-            return []
-        channel.bridges = bridges
-        channel.said, channel.said_ms = saying, self._now_ms
-        if unknown:
-            channel.introduced_ms = self._now_ms
-        return [protocol.Announce(channel.link, self._digest(channel))]
-
-    def _digest(self, channel: Channel) -> protocol.Digest:
-        summary = self._summaries[channel.topic]
-        seen = summary.seen.rounded(protocol.DIGEST_INTERVALS_MAX)
-        self._number += 1
-        return protocol.Digest(
-            version=protocol.DIGEST_VERSION,
-            node=self.node,
-            topic=channel.topic,
-            number=self._number,
-            seen=seen.to_wire(),
-            whole=seen is summary.seen,
-            checksum=checksum_bytes(summary),
-            places=channel.next_positions(),
-            refused=_some(summary.refused),
-            voids=_some(summary.voids),
-            held=len(summary.held),
-            resolver=self._resolver,
-            takes=self._takes_now(channel.topic),
-            bridges=list(self._bridges(channel)),
-        )
-
-    def _voids(self, topic: str) -> list[Effect]:
-        """Declare lost what others wait for and nobody holds: its only copy was on a disk that was put back."""
-        summary = self._summaries[topic]
-        for key in [key for key in self._wanted_since if key.topic == topic and key not in summary.wanted]:
-            del self._wanted_since[key]
-        ready = self._joined_channels(topic)
-        if not summary.wanted or not ready or not all(each.caught_up for each in ready):
-            return []
-        if not {each.link for each in ready}.issuperset(self._links):  # it may be in a log that was not reached
-            return []
-        live = [peer for channel in ready for peer in channel.peers.values() if self.live(peer)]
-        lost: list[Key] = []
-        for key in summary.wanted:
-            since = self._wanted_since.setdefault(key, self._now_ms)
-            if self._now_ms - since < self._lease_ms or any(key.dot in peer.seen for peer in live):
-                continue
-            owner = node_of(key.origin)
-            if owner == self.node or all(peer.digest.node != owner for peer in live):
-                lost.append(key)
-        if not lost:
-            return []
-        alarms = [Alarm(AlarmKind.VOID, topic, f"{key.origin}:{key.seq} is held by nobody any more") for key in lost]
-        return [protocol.Persist(voids=lost), *alarms]
-
-
-def _some(keys: Iterable[Key]) -> list[tuple[str, int]]:
-    """The first dots of some keys, in sorted order: a digest is bounded, and what it leaves out costs bandwidth."""
-    return [(key.origin, key.seq) for key in sorted(keys)[: protocol.DIGEST_DOTS_MAX]]
+        takes = takes and all(each.caught_up for each in self._joined_channels(topic))
+        return Report(channel, self._summaries[topic], others, takes)
 
 
 __all__ = ["LEASE_MS", "SPREAD_MS", "Replica", "checksum"]

@@ -144,6 +144,28 @@ def test_one_is_not_taken_for_several(setting: str) -> None:
         app_of(**{setting: "orders"})
 
 
+@pytest.mark.parametrize(
+    ("option", "hint"),
+    [
+        ({"packng": "batch"}, "did you mean packing?"),
+        ({"observers": None}, "did you mean observer?"),
+        ({"projections": []}, "there are bridge,"),
+        ({"xyz": 1}, "there are bridge,"),
+    ],
+    ids=str,
+)
+def test_an_option_that_no_node_has_is_refused_where_it_is_written(option: dict[str, Any], hint: str) -> None:
+    """And not as a TypeError when the app is started."""
+    for make in (app_of, lambda **more: app_of().surrounded(store="memory:", connectors=[], **more)):
+        with pytest.raises(ConfigError) as refused:
+            make(**option)
+        assert refused.value.hint.startswith(hint)
+
+
+def test_the_options_of_a_node_are_taken() -> None:
+    app_of(packing="batch", held_max=5, lease_s=3, resolver=None, observer=None)
+
+
 def test_one_type_of_a_projection_is_one() -> None:
     assert app_of().projection("seen", types="order.placed")(bound).types == ("order.placed",)
 

@@ -12,8 +12,8 @@ from synckit_streams.model.event import Offset
 from synckit_streams.model.exchange import AppendResult
 from synckit_streams.model.seen import Seen
 from synckit_streams.sync import protocol
+from synckit_streams.sync.announcing import ANNOUNCE_MS, HEARTBEATS
 from synckit_streams.sync.protocol import AlarmKind, Persist, Publish, digest_bytes, digest_from_bytes
-from synckit_streams.sync.replica import ANNOUNCE_MS, HEARTBEATS
 from tests.sync.script import (
     LEASE_MS,
     LINK,

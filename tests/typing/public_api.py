@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from typing import Any, ClassVar, assert_type
 
 import msgspec
@@ -64,6 +64,7 @@ from synckit_streams import (
     StoreFull,
     StoreInUse,
     StoreNotFound,
+    StreamedProjection,
     SyncKitError,
     SyncNode,
     SyncResult,
@@ -127,6 +128,31 @@ RESOLVERS: list[ConflictResolver] = [
     HighestTotal(),
 ]
 PROJECTIONS: list[Projection] = [Totals()]
+
+
+class Counted:
+    """A read model that counts a whole transaction before it writes."""
+
+    name = "counted"
+    topics: Sequence[str] = ("orders",)
+    types: Sequence[str] = ()
+    resolved = False
+    streamed = True
+    batch = 100_000
+
+    async def reset(self, tx: Transaction) -> None:
+        """Make its table."""
+        await tx.execute("CREATE TABLE counted (events INTEGER)")
+
+    async def apply(self, pages: AsyncIterator[Batch], tx: Transaction) -> None:
+        """Add the events of all pages up."""
+        count = 0
+        async for page in pages:
+            count += len(page.stored)
+        await tx.execute("INSERT INTO counted VALUES (?)", (count,))
+
+
+STREAMED: StreamedProjection = Counted()
 
 
 # --------------------------------------------------------------------------------------------------------------- a node
@@ -420,7 +446,7 @@ async def serve(app: App) -> list[Event]:
         )
         await t.drain()
         invoices = assert_type(t.published("invoices"), list[Event])
-    with app.surrounded(store="memory:", connectors=[], live=False):
+    with assert_type(app.surrounded(store="memory:", connectors=[], live=False), AbstractContextManager[None]):
         await app.start()
         assert_type((app.topics, app.shared), tuple[tuple[str, ...], bool])
         assert_type(app.groups, Sequence[Group])

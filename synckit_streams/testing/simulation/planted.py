@@ -11,11 +11,13 @@ from dataclasses import dataclass
 
 from synckit_streams.testing.simulation.patching import Edit
 
+ANNOUNCING = "synckit_streams.sync.announcing"
 ARRIVALS = "synckit_streams.sync.arrivals"
 CHANNEL = "synckit_streams.sync.channel"
 CONFLICT = "synckit_streams.sync.conflict"
 DRAFTS = "synckit_streams.sync.drafts"
 ENVELOPE = "synckit_streams.runtime.envelope"
+JOINING = "synckit_streams.sync.joining"
 LEDGER = "synckit_streams.sync.ledger"
 LEDGER_STORE = "synckit_streams.stores.ledger_store"
 LINK = "synckit_streams.runtime.link"
@@ -25,6 +27,7 @@ REPLICA = "synckit_streams.sync.replica"
 RESOLVERS = "synckit_streams.sync.resolvers"
 STREAM = "synckit_streams.sync.stream"
 TURN = "synckit_streams.sync.turn"
+VOIDS = "synckit_streams.sync.voids"
 IDENTITY = "synckit_streams.stores.identity"
 
 
@@ -66,7 +69,7 @@ BUGS = (
     Planted(
         "effect-on-twin",
         "a fact that was written on two nodes has its effect twice",
-        (Edit(PROJECTOR, "if not each.twin and (", "if ("),),
+        (Edit(PROJECTOR, "for each in ours if not each.twin]", "for each in ours]"),),
         profile="rotation",
         sooner=6,
     ),
@@ -138,9 +141,8 @@ BUGS = (
         (
             Edit(
                 PROJECTOR,
-                "            if page:\n                await tx.set_offset(consumer, page[-1].offset)\n",
-                "        async with store.transaction() as tx:\n"
-                "            if page:\n                await tx.set_offset(consumer, page[-1].offset)\n",
+                "            if offset != span.offset:\n",
+                "        async with store.transaction() as tx:\n            if offset != span.offset:\n",
             ),
         ),
         scene="killed-at-each-commit",
@@ -362,7 +364,7 @@ BUGS = (
     Planted(
         "no-place-in-digest",
         "a digest does not say where its reader stands, so that nothing in the log is ever owed to it",
-        (Edit(REPLICA, "            places=channel.next_positions(),\n", "            places={},\n"),),
+        (Edit(ANNOUNCING, "            places=channel.next_positions(),\n", "            places={},\n"),),
         profile="rotation",
         sooner=22,
         seeds=8,
@@ -428,7 +430,7 @@ BUGS = (
     Planted(
         "identity-ignored",
         "a log that was deleted and made again is read on from the old position",
-        (Edit(REPLICA, "        if stored.log != identity:\n", "        if False:\n"),),
+        (Edit(JOINING, "    if stored.log != identity:\n", "    if False:\n"),),
         scene="recreated-and-trimmed",
     ),
     Planted(
@@ -440,7 +442,7 @@ BUGS = (
     Planted(
         "no-void",
         "what nobody holds any more is waited for, for ever",
-        (Edit(REPLICA, "        if not summary.wanted or not ready or", "        if True or"),),
+        (Edit(VOIDS, "        if not summary.wanted or not ready or", "        if True or"),),
         scene="cause-lost-with-its-disk",
     ),
     Planted(
