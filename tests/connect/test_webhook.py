@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from synckit_streams import Draft, SyncNode
+from synckit_streams.errors import ConfigError
 from synckit_streams.runtime.ownership import open_reader
 from tests.connect.kit import declare, events_of, letters, move_once, moving, numbers, order, until
 
@@ -124,6 +126,16 @@ async def test_what_was_passed_on_is_forgotten(tmp_path: Path) -> None:
         assert (await store.end()).position == 0
     finally:
         await store.close()
+
+
+async def test_the_store_of_a_node_is_not_taken_for_an_inbox(tmp_path: Path) -> None:
+    """It would be another node's from then on."""
+    async with SyncNode("shop", store=f"sqlite:///{tmp_path}/inbox.db") as node:
+        await node.append(Draft("orders", "order.placed", "o-1", {}))
+    async with moving(declare(tmp_path, webhook(store="sqlite:///inbox.db"))) as runner:
+        await until(lambda: "the store of the node 'shop'" in runner.standings()[0].error)
+        with pytest.raises(ConfigError, match="'shop'"):
+            await runner.hooks["shop"]({}, BODY)
 
 
 async def test_an_inbox_that_is_full_takes_no_more_until_something_is_passed_on(tmp_path: Path) -> None:
