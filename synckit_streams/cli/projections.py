@@ -10,12 +10,13 @@ from typing import Annotated
 
 import typer
 
-from synckit_streams.cli.access import StoreUrl, reading, writing
+from synckit_streams.cli.access import StoreUrl, writing
 from synckit_streams.cli.standing import Place, places, show_places
 from synckit_streams.cli.terminal import JsonFlag, carry_out, note, plain, plural, progress, results, show_json
 from synckit_streams.errors import ConfigError, ProjectionFailed
 from synckit_streams.model.event import Offset
 from synckit_streams.ports.store import EventStore
+from synckit_streams.runtime.ownership import reading
 from synckit_streams.runtime.switch import Want
 
 PAGE_EVENTS = 1_000

@@ -10,7 +10,7 @@ from synckit_streams.connect.group_source import GroupSource
 from synckit_streams.connect.http_sink import HttpSink
 from synckit_streams.connect.log_sources import OutboxSource, TopicSource
 from synckit_streams.connect.pipeline import Pace, Parts
-from synckit_streams.connect.places import Places, shown
+from synckit_streams.connect.places import Places
 from synckit_streams.connect.postgres_outbox import PostgresOutboxSource
 from synckit_streams.connect.record import Sink, Source
 from synckit_streams.connect.state import State
@@ -18,6 +18,7 @@ from synckit_streams.connect.transforms import transform_for
 from synckit_streams.connect.webhook import HttpSource, Inbox
 from synckit_streams.errors import ConfigError
 from synckit_streams.ports.telemetry import Observer
+from synckit_streams.runtime.ownership import shown
 
 
 def parts_of(given: spec.Pipeline, places: Places, *, once: bool, observer: Observer | None = None) -> Parts:

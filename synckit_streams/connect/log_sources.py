@@ -9,11 +9,12 @@ from synckit_streams.connect.record import Portion, Record
 from synckit_streams.connect.spec import BATCH_RECORDS_MAX
 from synckit_streams.connect.spec import OutboxSource as OutboxSpec
 from synckit_streams.connect.spec import TopicSource as TopicSpec
-from synckit_streams.connect.writer import Reader, node_id_for
+from synckit_streams.connect.writer import node_id_for
 from synckit_streams.model.event import Offset
 from synckit_streams.ports.store import EventStore
 from synckit_streams.ports.telemetry import Observer
 from synckit_streams.runtime.node import SyncNode
+from synckit_streams.runtime.ownership import open_reader
 from synckit_streams.runtime.paging import PageSize
 
 logger = logging.getLogger("synckit_streams")
@@ -100,7 +101,7 @@ class OutboxSource(_LogSource):
 
     async def open(self, position: Offset | None) -> None:
         """See `Source`."""
-        self._store = await Reader.open(self._url)
+        self._store = await open_reader(self._url)
         self._log = await LogReader.begin(self._store, self._spec.topic, position)
 
     async def close(self) -> None:

@@ -8,7 +8,6 @@ sink, and after a crash in between it is in both, under one id.
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -17,10 +16,9 @@ from typing import NamedTuple
 import msgspec
 
 from synckit_streams.connect.record import Record
-from synckit_streams.connect.state import NODE
+from synckit_streams.connect.state import open_ours
 from synckit_streams.errors import IdReused, StoreError, StoreFull
-from synckit_streams.ports.store import EventStore, Opening
-from synckit_streams.runtime.registry import store_for
+from synckit_streams.ports.store import EventStore
 
 NOTED_UNDER = "webhook"
 """In the place of a topic."""
@@ -83,23 +81,22 @@ class Queue:
 
         Raises:
             StoreError: it cannot be opened, or the pipeline has ended.
+            ConfigError: it is a node's.
         """
         async with self._turn:
             if self._closed:
                 raise StoreError("this pipeline has ended")
             if self._store is None:
-                store = store_for(self._url)
-                await store.open(Opening(node=NODE, topics=(), dice=os.urandom))
-                self._store = store
-                await self._look(store)
+                self._store = await open_ours(self._url)
+                await self._look(self._store)
             return self._store
 
     async def close(self) -> None:
         """Take nothing more."""
+        self._closed = True
+        if self._writing is not None:
+            await asyncio.wait([self._writing])
         async with self._turn:
-            self._closed = True
-            if self._writing is not None:
-                await asyncio.wait([self._writing])
             store, self._store = self._store, None
             if store is not None:
                 await store.close()
@@ -135,8 +132,7 @@ class Queue:
         while self._coming:
             batch, self._coming = self._coming, []
             try:
-                assert self._store is not None
-                results = await self._write(self._store, [each.record for each in batch])
+                results = await self._write(await self.open(), [each.record for each in batch])
             except Exception as error:  # noqa: BLE001 - told to everybody who waits for it
                 results = [error] * len(batch)
             for each, result in zip(batch, results, strict=True):

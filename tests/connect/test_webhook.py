@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from synckit_streams.connect.writer import Reader
+from synckit_streams import Draft, SyncNode
+from synckit_streams.errors import ConfigError
+from synckit_streams.runtime.ownership import open_reader
 from tests.connect.kit import declare, events_of, letters, move_once, moving, numbers, order, until
 
 BODY = json.dumps(order(1)).encode()
@@ -118,12 +120,22 @@ async def test_what_was_passed_on_is_forgotten(tmp_path: Path) -> None:
         assert {answer.status for answer in answers} == {202}
         await until(lambda: runner.standings()[0].moved == 200)
     assert sorted(numbers(await events_of(f"sqlite:///{tmp_path}/shop.db"))) == list(range(200))
-    store = await Reader.open(f"sqlite:///{tmp_path}/pipelines.state/shop.inbox.db")
+    store = await open_reader(f"sqlite:///{tmp_path}/pipelines.state/shop.inbox.db")
     try:
         assert await store.noted() == []
         assert (await store.end()).position == 0
     finally:
         await store.close()
+
+
+async def test_the_store_of_a_node_is_not_taken_for_an_inbox(tmp_path: Path) -> None:
+    """It would be another node's from then on."""
+    async with SyncNode("shop", store=f"sqlite:///{tmp_path}/inbox.db") as node:
+        await node.append(Draft("orders", "order.placed", "o-1", {}))
+    async with moving(declare(tmp_path, webhook(store="sqlite:///inbox.db"))) as runner:
+        await until(lambda: "the store of the node 'shop'" in runner.standings()[0].error)
+        with pytest.raises(ConfigError, match="'shop'"):
+            await runner.hooks["shop"]({}, BODY)
 
 
 async def test_an_inbox_that_is_full_takes_no_more_until_something_is_passed_on(tmp_path: Path) -> None:
