@@ -53,7 +53,16 @@ class Workbench(ABC):
     @asynccontextmanager
     async def _block(self, begin: Callable[[], None], leases: Sequence[Lease]) -> AsyncIterator[Transaction]:
         block = Block(leases)
-        await self._do(begin)
+
+        def begun() -> None:
+            self._roll_back()  # what somebody left behind who was cancelled
+            try:
+                begin()
+            except BaseException:
+                self._roll_back()
+                raise
+
+        await self._do(begun)
         try:
             yield self._handle(block)
         except BaseException:

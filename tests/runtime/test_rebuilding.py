@@ -9,10 +9,12 @@ import random
 import signal
 import sqlite3
 import time
+import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 
@@ -324,3 +326,27 @@ async def test_a_model_of_resolved_aggregates_takes_its_notes_along(url: str) ->
         await app.node.append_many([Draft("orders", "changed", "o-0", {"n": 1_000})])
         await app.node.project()
         assert await query("SELECT total FROM owed") == [(10 * (sum(range(61, 90)) + 1_000),)]
+
+
+async def test_a_user_who_may_make_no_schema_is_told_so(database: str) -> None:
+    """And the live model, and every other one, goes on."""
+    role = f"till_{uuid.uuid4().hex[:8]}"
+    for sql in (
+        f"CREATE ROLE {role} LOGIN",
+        f"CREATE SCHEMA synckit AUTHORIZATION {role}",
+        f"GRANT CREATE ON SCHEMA public TO {role}",
+    ):
+        await run_sql(database, sql)
+    parts = urlsplit(database)
+    url = urlunsplit(parts._replace(netloc=f"{role}@{parts.netloc.rpartition('@')[2]}"))
+    shop = Shop(url)
+    async with shop.app as app:
+        await app.node.append_many(orders(0, 10))
+        await app.node.project()
+        with pytest.raises(ProjectionFailed, match="permission denied") as refused:
+            await _asked(app)
+        assert "GRANT CREATE ON DATABASE" in refused.value.hint
+        await app.node.append_many(orders(10, 5))
+        with pytest.raises(ProjectionFailed, match="permission denied"):
+            await app.node.project()
+        assert await query_of(url)(COUNTS) == [(15, 15)]
