@@ -102,13 +102,14 @@ class Rebuilder:
             tx: Of its next page.
             projection: Which.
         """
-        name, terms = projection.name, terms_of(projection)
+        name = projection.name
+        tables = terms_of(projection).tables if isinstance(self._driver.store, Shadowing) else ()
         switch = await read_switch(tx, name)
-        if switch.tables != terms.tables:
-            await note_tables(tx, name, terms.tables)
+        if switch.tables != tables:
+            await note_tables(tx, name, tables)
         want, rebuild = switch.want, switch.rebuild
         if want is Want.REBUILD:
-            if terms.tables and isinstance(self._driver.store, Shadowing):
+            if tables:
                 build = self._driver.world.entropy(8).hex()
                 await note_rebuild(tx, name, Rebuild(build, self._driver.world.wall_ms()))
                 await turn_switch(tx, [name], Want.RUN)
@@ -288,11 +289,14 @@ class Rebuilder:
 
     async def _forget(self, name: str) -> None:
         build = self._builds.pop(name, None)
-        if build is not None:
-            try:
-                await build.shadow.drop()
-            finally:
-                await build.shadow.close()
+        if build is None:
+            return
+        try:
+            await build.shadow.drop()
+        except StoreError as error:  # it takes room, and does no harm
+            logger.warning("projection %s: what was built beside it could not be removed: %s", name, error)
+        finally:
+            await build.shadow.close()
 
     async def close(self) -> None:
         """Let go of what is being built; it stands there for whoever comes."""

@@ -10,7 +10,7 @@ import signal
 import sqlite3
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -350,3 +350,53 @@ async def test_a_user_who_may_make_no_schema_is_told_so(database: str) -> None:
         with pytest.raises(ProjectionFailed, match="permission denied"):
             await app.node.project()
         assert await query_of(url)(COUNTS) == [(15, 15)]
+
+
+async def test_a_streamed_model_is_built_too(url: str) -> None:
+    """One that adds up many pages before it writes."""
+    app, query = App("shop", store=url), query_of(url)
+    factor = 1
+
+    @app.projection("sums", topics=["orders"], streamed=True, batch=100_000, tables=["sums"])
+    async def sums(pages: AsyncIterator[Batch], tx: Transaction) -> None:
+        total = 0
+        async for page in pages:
+            total += sum(each.event.data["n"] for each in page.stored) * factor
+        await tx.execute(f"UPDATE sums SET total = total + {marks(url, 1)}", (total,))
+
+    @sums.on_reset
+    async def reset(tx: Transaction) -> None:
+        await tx.execute("CREATE TABLE IF NOT EXISTS sums (total BIGINT)")
+        await tx.execute("DELETE FROM sums")
+        await tx.execute("INSERT INTO sums VALUES (0)")
+
+    async with app:
+        await app.node.append_many(orders(0, 3_000))
+        await app.node.project()
+        factor = 2
+        await app.node.switch(["sums"], Want.REBUILD)
+        await app.node.project()
+        assert await query("SELECT total FROM sums") == [(2 * sum(range(3_000)),)]
+        assert await _left(url, query) == []
+
+
+async def test_in_memory_it_is_rebuilt_in_place() -> None:
+    """There is no second place."""
+    app = App("shop", store="memory:")
+
+    @app.projection("sales", topics=["orders"], tables=["sales"])
+    async def sales(batch: Batch, tx: Transaction) -> None:
+        await tx.execute_many("INSERT INTO sales VALUES (?)", [(each.event.data["n"],) for each in batch.stored])
+
+    @sales.on_reset
+    async def reset(tx: Transaction) -> None:
+        await tx.execute("DROP TABLE IF EXISTS sales")
+        await tx.execute("CREATE TABLE sales (n INTEGER)")
+
+    async with app:
+        await app.node.append_many(orders(0, 10))
+        await app.node.project()
+        await _asked(app)
+        async with app.node.store.transaction() as tx:
+            assert await tx.execute("SELECT count(*) FROM sales") == [(10,)]
+        assert (await switches(app.node.store))["sales"].tables == ()
