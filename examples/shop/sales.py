@@ -4,7 +4,7 @@
     python sales.py
 
 The rows and the place in the log commit together, so each invoice counts once. `synckit projection rebuild sales
---store sqlite:///sales.db` makes it anew from the log, also while it runs.
+--store sqlite:///sales.db` makes it anew from the log, beside the one that is asked meanwhile.
 """
 
 import sqlite3
@@ -18,7 +18,7 @@ app = App("sales", store=f"sqlite:///{SALES_FILE}", connectors=[BROKER])
 SIGNS = {"invoice.written": 1, "invoice.cancelled": -1}
 
 
-@app.projection("sales", topics=["invoices"], types=list(SIGNS), batch=1000)
+@app.projection("sales", topics=["invoices"], types=list(SIGNS), batch=1000, tables=["sales"])
 async def sales(batch: Batch, tx: Transaction) -> None:
     pieces, cents = Counter[str](), Counter[str]()
     for stored in batch.stored:

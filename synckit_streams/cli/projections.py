@@ -125,7 +125,8 @@ def _warn(place: Place, *, quiet: bool) -> None:
     if not place.tables:
         note(
             f"{plain(place.name)}: it has not declared its tables, so it is rebuilt in place: until it is at the end, "
-            "those who query it see less. With tables=… in @app.projection it is built beside the live one.",
+            "those who query it see less. With tables=… in @app.projection it is built beside the live one, on SQLite "
+            "and PostgreSQL.",
             quiet=quiet,
         )
 

@@ -305,10 +305,10 @@ class Projector:
 async def _aggregates(
     store: EventStore, wanted: Sequence[tuple[str, str, bytes | None]]
 ) -> AsyncIterator[tuple[str, str, bytes | None, Sequence[Event]]]:
-    """Each with its events. Several at a time are asked for: a store on a server has a way to go for each."""
+    """Each with its events. Several at a time are asked for: a store on a server has a way to go for each call."""
     for at in range(0, len(wanted), AGGREGATES_TOGETHER):
         part = wanted[at : at + AGGREGATES_TOGETHER]
-        found = await asyncio.gather(*(store.aggregate(topic, aggregate_id) for topic, aggregate_id, _ in part))
+        found = await store.aggregate_many([(topic, aggregate_id) for topic, aggregate_id, _ in part])
         for (topic, aggregate_id, state), events in zip(part, found, strict=True):
             yield topic, aggregate_id, state, events
 

@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Awaitable
 from typing import Protocol
 
-from synckit_streams.errors import ConfigError, ProjectionFailed, StoreError
+from synckit_streams.errors import ConfigError, ProjectionFailed, StoreError, SyncKitError
 from synckit_streams.model.event import Offset
 from synckit_streams.ports.projection import AnyProjection
 from synckit_streams.ports.shadow import Shadow, Shadowing
@@ -27,6 +27,7 @@ from synckit_streams.runtime.span import Span
 from synckit_streams.runtime.switch import Rebuild, Want, note_rebuild, note_tables, read_switch, turn_switch
 from synckit_streams.runtime.tenure import Tenure
 from synckit_streams.runtime.trial import Trial, post_letters, terms_of, trouble_name
+from synckit_streams.sync.pace import next_delay_ms
 
 logger = logging.getLogger("synckit_streams")
 
@@ -34,6 +35,8 @@ CONSUMER = "projection|"
 """Before a projection's name: the consumer under which the store keeps its offset."""
 STEP_S = 0.2
 """One transaction of a build takes no further page after so long: the live model is fed in between."""
+AGAIN_MS, AGAIN_MS_MAX = 1_000, 60_000
+"""How long a build waits that failed."""
 GIVEN_UP = Rebuild("", 0)
 """What is built of it is to be removed at the next step."""
 NOTED_S = 1.0
@@ -65,6 +68,9 @@ class Build:
         self.trial = trial
         self.noted_s = 0.0
         """When it was noted how far it is, by the monotonic clock."""
+        self.failures = 0
+        self.due_s = 0.0
+        """Who is patient tries again then, by the monotonic clock, after it failed."""
         self.stands = False
         """Whether the shadow is known to be this build's."""
 
@@ -96,13 +102,14 @@ class Rebuilder:
             tx: Of its next page.
             projection: Which.
         """
-        name, terms = projection.name, terms_of(projection)
+        name = projection.name
+        tables = terms_of(projection).tables if isinstance(self._driver.store, Shadowing) else ()
         switch = await read_switch(tx, name)
-        if switch.tables != terms.tables:
-            await note_tables(tx, name, terms.tables)
+        if switch.tables != tables:
+            await note_tables(tx, name, tables)
         want, rebuild = switch.want, switch.rebuild
         if want is Want.REBUILD:
-            if terms.tables and isinstance(self._driver.store, Shadowing):
+            if tables:
                 build = self._driver.world.entropy(8).hex()
                 await note_rebuild(tx, name, Rebuild(build, self._driver.world.wall_ms()))
                 await turn_switch(tx, [name], Want.RUN)
@@ -175,16 +182,20 @@ class Rebuilder:
                 return True
             if self._wants.get(name) is Want.PAUSE:
                 return False
+            if patient and time.monotonic() < build.due_s:
+                return False
             try:
-                return await self._step(projection, build, patient=patient)
+                more = await self._step(projection, build, patient=patient)
+                build.failures, build.due_s = 0, 0.0
+                return more
             except ProjectionFailed as error:
-                await self._note(projection, build, reason=error.message)
+                await self._failed(projection, build, error)
                 raise
             except (ConfigError, StoreError) as error:
                 # What is wrong with the shadow is no reason to stop feeding the live model.
                 if type(error) not in (ConfigError, StoreError):
                     raise
-                await self._note(projection, build, reason=error.message)
+                await self._failed(projection, build, error)
                 raise ProjectionFailed(
                     f"the projection {name!r} cannot be built anew: {error.message}", hint=error.hint
                 ) from error
@@ -234,6 +245,13 @@ class Rebuilder:
             )
         return span.offset.position, span.more
 
+    async def _failed(self, projection: AnyProjection, build: Build, error: SyncKitError) -> None:
+        build.failures += 1
+        dice = self._driver.world.dice()
+        delay_ms = next_delay_ms(build.failures, base_ms=AGAIN_MS, delay_ms_max=AGAIN_MS_MAX, dice=dice)
+        build.due_s = time.monotonic() + delay_ms / 1000
+        await self._note(projection, build, reason=error.message)
+
     async def _note(
         self, projection: AnyProjection, build: Build, *, position: int | None = None, reason: str = ""
     ) -> None:
@@ -271,11 +289,14 @@ class Rebuilder:
 
     async def _forget(self, name: str) -> None:
         build = self._builds.pop(name, None)
-        if build is not None:
-            try:
-                await build.shadow.drop()
-            finally:
-                await build.shadow.close()
+        if build is None:
+            return
+        try:
+            await build.shadow.drop()
+        except StoreError as error:  # it takes room, and does no harm
+            logger.warning("projection %s: what was built beside it could not be removed: %s", name, error)
+        finally:
+            await build.shadow.close()
 
     async def close(self) -> None:
         """Let go of what is being built; it stands there for whoever comes."""

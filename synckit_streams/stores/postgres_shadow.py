@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
-from synckit_streams.errors import StoreError
+from synckit_streams.errors import StoreDenied, StoreError
 from synckit_streams.model.event import Offset
 from synckit_streams.ports.store import Lease, Transaction
 from synckit_streams.stores.block import Block
@@ -100,6 +100,7 @@ class PostgresShadow(Workbench):
         sql = "SELECT obj_description(to_regnamespace($1), 'pg_namespace')"
 
         def look() -> bool:
+            self._line.roll_back()
             self._line.connect()
             return bool(self._line.row(sql, quoted(self.schema))[0] == build)
 
@@ -111,7 +112,7 @@ class PostgresShadow(Workbench):
 
         def begin() -> None:
             line, shadow, places = self._line, quoted(self.schema), self._places.schema
-            self._begin()
+            line.begin(self._begin_sql)
             self._remove()
             line.execute(f"CREATE SCHEMA {shadow}; CREATE SCHEMA {places}")
             line.execute(f"COMMENT ON SCHEMA {shadow} IS {_literal(build)}")
@@ -129,13 +130,9 @@ class PostgresShadow(Workbench):
 
         def begin() -> None:
             self._elsewhere = {}
-            self._begin()
+            self._line.begin(self._begin_sql)
 
         return self._block(begin, leases)
-
-    def _begin(self) -> None:
-        self._line.roll_back()  # what somebody left behind who was cancelled
-        self._line.begin(self._begin_sql)
 
     def _handle(self, block: Block) -> Transaction:
         return PostgresTransaction(self._line, self, block, self._places, self._name)
@@ -171,13 +168,19 @@ class PostgresShadow(Workbench):
         self._line.close()
 
     def _translate(self, error: BaseException) -> BaseException:
-        return translate(error, self._name)
+        failure = translate(error, self._name)
+        if isinstance(failure, StoreDenied):
+            return StoreError(
+                failure.message, hint="GRANT CREATE ON DATABASE … TO its user; or rebuild the projection in place"
+            )
+        return failure
 
     async def drop(self) -> None:
         """See `Shadow`."""
 
         def remove() -> None:
-            self._begin()
+            self._line.roll_back()
+            self._line.begin(self._begin_sql)
             try:
                 self._remove()
                 self._line.execute("COMMIT")

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from hashlib import sha256
 from typing import Any
 
-from synckit_streams.errors import LeaseLost, StoreError
+from synckit_streams.errors import LeaseLost, StoreClosed, StoreError
 from synckit_streams.ports.store import Lease, Transaction
 from synckit_streams.stores.block import Block
 
@@ -39,7 +39,10 @@ class Workbench(ABC):
 
     def run(self, work: Callable[[], Any]) -> asyncio.Future[Any]:
         """Something on its thread, after whatever was asked before; it runs whether or not anybody awaits it."""
-        return asyncio.get_running_loop().run_in_executor(self._thread, work)
+        try:
+            return asyncio.get_running_loop().run_in_executor(self._thread, work)
+        except RuntimeError:  # closed by another task just now
+            raise StoreClosed("what is built beside is closed, and its node with it") from None
 
     def _do(self, work: Callable[[], Any]) -> asyncio.Future[Any]:
         def translated() -> Any:
@@ -53,7 +56,16 @@ class Workbench(ABC):
     @asynccontextmanager
     async def _block(self, begin: Callable[[], None], leases: Sequence[Lease]) -> AsyncIterator[Transaction]:
         block = Block(leases)
-        await self._do(begin)
+
+        def begun() -> None:
+            self._roll_back()  # what somebody left behind who was cancelled
+            try:
+                begin()
+            except BaseException:
+                self._roll_back()
+                raise
+
+        await self._do(begun)
         try:
             yield self._handle(block)
         except BaseException:

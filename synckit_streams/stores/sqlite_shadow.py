@@ -122,7 +122,6 @@ class SqliteShadow(Workbench):
         """See `Shadow`."""
 
         def begin() -> None:
-            self._roll_back()  # what somebody left behind who was cancelled
             self._connect().execute("BEGIN")
 
         return self._block(begin, leases)

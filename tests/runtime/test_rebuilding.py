@@ -9,10 +9,12 @@ import random
 import signal
 import sqlite3
 import time
-from collections.abc import Awaitable, Callable
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 
@@ -324,3 +326,129 @@ async def test_a_model_of_resolved_aggregates_takes_its_notes_along(url: str) ->
         await app.node.append_many([Draft("orders", "changed", "o-0", {"n": 1_000})])
         await app.node.project()
         assert await query("SELECT total FROM owed") == [(10 * (sum(range(61, 90)) + 1_000),)]
+
+
+async def test_a_user_who_may_make_no_schema_is_told_so(database: str) -> None:
+    """And the live model, and every other one, goes on."""
+    role = f"till_{uuid.uuid4().hex[:8]}"
+    for sql in (
+        f"CREATE ROLE {role} LOGIN",
+        f"CREATE SCHEMA synckit AUTHORIZATION {role}",
+        f"GRANT CREATE ON SCHEMA public TO {role}",
+    ):
+        await run_sql(database, sql)
+    parts = urlsplit(database)
+    url = urlunsplit(parts._replace(netloc=f"{role}@{parts.netloc.rpartition('@')[2]}"))
+    shop = Shop(url)
+    async with shop.app as app:
+        await app.node.append_many(orders(0, 10))
+        await app.node.project()
+        with pytest.raises(ProjectionFailed, match="permission denied") as refused:
+            await _asked(app)
+        assert "GRANT CREATE ON DATABASE" in refused.value.hint
+        await app.node.append_many(orders(10, 5))
+        with pytest.raises(ProjectionFailed, match="permission denied"):
+            await app.node.project()
+        assert await query_of(url)(COUNTS) == [(15, 15)]
+
+
+async def test_a_streamed_model_is_built_too(url: str) -> None:
+    """One that adds up many pages before it writes."""
+    app, query = App("shop", store=url), query_of(url)
+    factor = 1
+
+    @app.projection("sums", topics=["orders"], streamed=True, batch=100_000, tables=["sums"])
+    async def sums(pages: AsyncIterator[Batch], tx: Transaction) -> None:
+        total = 0
+        async for page in pages:
+            total += sum(each.event.data["n"] for each in page.stored) * factor
+        await tx.execute(f"UPDATE sums SET total = total + {marks(url, 1)}", (total,))
+
+    @sums.on_reset
+    async def reset(tx: Transaction) -> None:
+        await tx.execute("CREATE TABLE IF NOT EXISTS sums (total BIGINT)")
+        await tx.execute("DELETE FROM sums")
+        await tx.execute("INSERT INTO sums VALUES (0)")
+
+    async with app:
+        await app.node.append_many(orders(0, 3_000))
+        await app.node.project()
+        factor = 2
+        await app.node.switch(["sums"], Want.REBUILD)
+        await app.node.project()
+        assert await query("SELECT total FROM sums") == [(2 * sum(range(3_000)),)]
+        assert await _left(url, query) == []
+
+
+async def test_in_memory_it_is_rebuilt_in_place() -> None:
+    """There is no second place."""
+    app = App("shop", store="memory:")
+
+    @app.projection("sales", topics=["orders"], tables=["sales"])
+    async def sales(batch: Batch, tx: Transaction) -> None:
+        await tx.execute_many("INSERT INTO sales VALUES (?)", [(each.event.data["n"],) for each in batch.stored])
+
+    @sales.on_reset
+    async def reset(tx: Transaction) -> None:
+        await tx.execute("DROP TABLE IF EXISTS sales")
+        await tx.execute("CREATE TABLE sales (n INTEGER)")
+
+    async with app:
+        await app.node.append_many(orders(0, 10))
+        await app.node.project()
+        await _asked(app)
+        async with app.node.store.transaction() as tx:
+            assert await tx.execute("SELECT count(*) FROM sales") == [(10,)]
+        assert (await switches(app.node.store))["sales"].tables == ()
+
+
+MADE_OF = {
+    "sqlite": (
+        'CREATE TABLE IF NOT EXISTS "day book" (number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, '
+        "n INTEGER CHECK (n >= 0), twice INTEGER GENERATED ALWAYS AS (2 * n) STORED)",
+        'CREATE TABLE IF NOT EXISTS pages (id TEXT REFERENCES "day book" (id), PRIMARY KEY (id)) WITHOUT ROWID',
+    ),
+    "postgres": (
+        'CREATE TABLE IF NOT EXISTS "day book" (number bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, '
+        "old serial, id text NOT NULL UNIQUE, n bigint CHECK (n >= 0), "
+        "twice bigint GENERATED ALWAYS AS (2 * n) STORED)",
+        'CREATE TABLE IF NOT EXISTS pages (id text PRIMARY KEY REFERENCES "day book" (id))',
+    ),
+}
+
+
+async def test_whatever_a_table_is_made_of(url: str) -> None:
+    """Numbers that the database gives out go on behind those of the new model; what refers to a table still does."""
+    app, query = App("shop", store=url), query_of(url)
+    made_of = MADE_OF["postgres" if url.startswith("postgres") else "sqlite"]
+
+    @app.projection("books", topics=["orders"], batch=10, tables=["day book", "pages"])
+    async def books(batch: Batch, tx: Transaction) -> None:
+        rows = [(each.event.aggregate_id, each.event.data["n"]) for each in batch.stored]
+        await tx.execute_many(f'INSERT INTO "day book" (id, n) VALUES ({marks(url, 2)})', rows)
+        await tx.execute_many(f"INSERT INTO pages VALUES ({marks(url, 1)})", [(id,) for id, _ in rows])
+
+    @books.on_reset
+    async def reset(tx: Transaction) -> None:
+        for sql in made_of:
+            await tx.execute(sql)
+        await tx.execute('CREATE INDEX IF NOT EXISTS by_n ON "day book" (n) WHERE n > 3')
+        await tx.execute("DELETE FROM pages")
+        await tx.execute('DELETE FROM "day book"')
+
+    async with app:
+        await app.node.append_many(orders(0, 25))
+        await app.node.project()
+        await _execute(app, 'CREATE VIEW seen AS SELECT sum(twice) AS total FROM "day book"')
+        for _ in range(2):
+            await app.node.switch(["books"], Want.REBUILD)
+            await app.node.project()
+            assert not await building(app)
+        await app.node.append_many(orders(25, 5))
+        await app.node.project()
+        assert await query("SELECT total FROM seen") == [(2 * sum(range(30)),)]
+        assert await query('SELECT count(DISTINCT number), count(*) FROM "day book" JOIN pages USING (id)') == [
+            (30, 30)
+        ]
+        with pytest.raises(Exception, match=r"(?i)check"):
+            await _execute(app, "INSERT INTO \"day book\" (id, n) VALUES ('x', -1)")

@@ -346,7 +346,8 @@ async def manage(node: SyncNode) -> int:
     group = assert_type(node.group("billing", [], concurrency=2, lease_s=10), Group)
     assert_type((group.parked, group.open_circuits, group.idle), tuple[int, list[str], bool])
     assert_type(node.inbox("mailer", retry=Retry(), dead_letter="orders.dlq"), Inbox)
-    following = asyncio.create_task(node.follow())
+    following = asyncio.create_task(node.follow(lease_s=10))
+    assert_type([each.reason for each in node.projections_failing().values()], list[str])
     following.cancel()
     async with node.store.transaction() as tx:
         assert_type(await tx.execute("SELECT id, total FROM totals"), list[tuple[Any, ...]])
@@ -421,7 +422,7 @@ def service(store: str | EventStore) -> App:
 
     mail([])  # what is decorated is what it was
 
-    @app.projection("takings", topics=["orders"], batch=500)
+    @app.projection("takings", topics=["orders"], batch=500, tables=["takings"], dead_letter="takings.dlq", timeout_s=5)
     async def takings(batch: Batch, tx: Transaction) -> None:
         rows = [(each.event.data["total"],) for each in batch.stored]
         await tx.execute_many("UPDATE takings SET total = total + ?", rows)
