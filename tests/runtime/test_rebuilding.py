@@ -18,9 +18,10 @@ from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 
-from synckit_streams import App, Batch, Draft, ProjectionFailed
+from synckit_streams import App, Batch, Draft, ProjectionFailed, StoreError
 from synckit_streams.ports.store import Transaction
 from synckit_streams.runtime.switch import Rebuild, Want, switches
+from synckit_streams.testing.server import Server
 from tests.acceptance.kit import eventually
 from tests.runtime.shop import Shop, building, marks, orders
 from tests.stores.media import run_sql
@@ -452,3 +453,35 @@ async def test_whatever_a_table_is_made_of(url: str) -> None:
         ]
         with pytest.raises(Exception, match=r"(?i)check"):
             await _execute(app, "INSERT INTO \"day book\" (id, n) VALUES ('x', -1)")
+
+
+async def test_a_server_that_is_killed_in_the_middle_of_a_build(postgres_server: Server) -> None:
+    """It goes on when the server is there again, from what the server still has."""
+    shop, query = Shop(postgres_server.url), query_of(postgres_server.url)
+    async with shop.app as app:
+        await app.node.append_many(orders(0, 3_000))
+        await app.node.project()
+        shop.factor, shop.refuses = 2, 1_500  # it stands in the middle
+        await app.node.switch(["sales"], Want.REBUILD)
+
+        async def stands() -> bool:
+            found = (await switches(app.node.store))["sales"].rebuild
+            return found is not None and "position 1501" in found.reason
+
+        await eventually(stands, what="it is in the middle")
+        postgres_server.kill()
+        postgres_server.restart()
+        shop.refuses = -1
+        await eventually(lambda: _answers(app), what="the store is there again")
+        await rebuilt(app)
+        assert sorted(await query("SELECT n FROM sales")) == [(2 * n,) for n in range(3_000)]
+        assert await _left(postgres_server.url, query) == []
+
+
+async def _answers(app: App) -> bool:
+    try:
+        await app.node.store.end()
+        await building(app)
+    except StoreError:
+        return False
+    return True
