@@ -52,6 +52,8 @@ def run(
     Then it finishes what is under way; a second Ctrl-C ends it at once. With several workers, one that dies is started
     again, SIGHUP starts all of them anew one after another, and one port shows the metrics and the health of all.
 
+    The status is 0 when it was told to end, 1 when it failed or did not end in time, and 2 when a setting is wrong.
+
     [bold]Examples[/bold]
 
       $ synckit run shop.billing:app

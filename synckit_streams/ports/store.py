@@ -136,6 +136,19 @@ class Transaction(Protocol):
 
 
 @runtime_checkable
+class SharedPlaces(Protocol):
+    """What a store that several processes share can say besides: what the others have read."""
+
+    async def runs_since(self, reader: str, mark: int) -> tuple[Sequence[PlaceRun], int]:
+        """Where this reader has read what since a mark, and the mark for the next time; some of it may be known.
+
+        Args:
+            reader: As in `EventStore.runs`.
+            mark: Of the last time; 0 gives everything.
+        """
+
+
+@runtime_checkable
 class EventStore(Protocol):
     """One node's log. Made by `Class(url, **options)`.
 

@@ -69,6 +69,9 @@ class Outbox(Protocol):
     def post(self, effect: protocol.Publish | protocol.Announce | protocol.Look) -> None:
         """Do this, soon."""
 
+    async def learn(self, topic: str) -> None:
+        """See where other processes, which share the store, have read what."""
+
 
 class Driver:
     """One replica, one store, and the world.
@@ -133,6 +136,7 @@ class Driver:
             formerly=self.store.nodes,
             links=tuple(self.links) if settings.bridge else (),
             passes_on=self._passes_on,
+            shared=self.store.features.shared,
         )
         self._times_lost += 1
         await self._catch_up()
@@ -215,7 +219,10 @@ class Driver:
         lost = self._times_lost
         for topic in self.settings.topics:
             # Each as soon as it is known: while the next one is read, an append may tell more of this one.
-            await self.give(protocol.Opened({topic: await self.store.summary(topic)}))
+            summary = await self.store.summary(topic)
+            for link in list(self.links.values()):
+                await link.learn(topic)  # behind the summary: what it has, and was read back, must not look unsent
+            await self.give(protocol.Opened({topic: summary}))
         self._times_found = max(lost, self._times_found)
 
     async def widen(self, topics: Iterable[str]) -> None:

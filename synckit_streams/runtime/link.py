@@ -23,9 +23,10 @@ from synckit_streams.errors import (
 from synckit_streams.model.clock import HybridTime
 from synckit_streams.model.codec import node_of
 from synckit_streams.model.event import Offset
-from synckit_streams.model.exchange import AppendResult
+from synckit_streams.model.exchange import AppendResult, PlaceRun
 from synckit_streams.ports import telemetry
 from synckit_streams.ports.connector import Bounds, Connector, Delivery
+from synckit_streams.ports.store import SharedPlaces
 from synckit_streams.runtime.driver import Driver, logger
 from synckit_streams.runtime.echoes import Echoes
 from synckit_streams.runtime.envelope import fingerprint, traces_of
@@ -79,6 +80,8 @@ class Link:
         """How often in a row it could not be used."""
         self.again_s = 0.0
         """When it is to be tried again, by the loop's clock."""
+        self._marks: dict[str, int] = {}
+        """Per reader, up to where it is known what other processes have read."""
         driver.links[name] = self
 
     def post(self, effect: Work) -> None:
@@ -87,6 +90,24 @@ class Link:
             self.session.post(effect)
         elif isinstance(effect, protocol.Publish):
             self.driver.replica.step(protocol.Failed(effect.link, effect.topic, effect.events))
+
+    async def learn(self, topic: str) -> None:
+        """See `Outbox`."""
+        channel = self.driver.replica.channel(self.name, topic)
+        if channel is None or not channel.joined or not isinstance(self.driver.store, SharedPlaces):
+            return
+        runs: list[tuple[int, PlaceRun]] = []
+        for partition in channel.identity:
+            runs += await self.runs(protocol.reader_name(self.name, topic, partition), partition)
+        await self.driver.give(protocol.Learned(self.name, topic, runs))
+
+    async def runs(self, reader: str, partition: int, *, anew: bool = False) -> list[tuple[int, PlaceRun]]:
+        """Where this reader has read what, in whichever process; what is new since it was asked last, or all of it."""
+        store = self.driver.store
+        if not isinstance(store, SharedPlaces):
+            return [(partition, run) for run in await store.runs(reader)] if anew else []
+        found, self._marks[reader] = await store.runs_since(reader, 0 if anew else self._marks.get(reader, 0))
+        return [(partition, run) for run in found]
 
     async def close(self) -> None:
         """Let go of the broker; also of one that was never reached."""
@@ -216,8 +237,7 @@ class Session:
         for partition, log in bounds.items():
             reader = protocol.reader_name(name, topic, partition)
             offset = await store.offset(reader)
-            if self.driver.replica.needs_places(name, topic):
-                runs += [(partition, run) for run in await store.runs(reader)]
+            runs += await self.link.runs(reader, partition, anew=self.driver.replica.needs_places(name, topic))
             if offset is None:
                 continue
             stored[partition] = offset
@@ -311,6 +331,12 @@ class Session:
 
     async def stand(self, topic: str, partition: int, offset: Offset) -> None:
         """See `Consumer`."""
+        if self.driver.store.features.shared:
+            # Somebody else of the group has read some of it, and committed it before he acknowledged it. Whoever moved
+            # on without it would say that it lacks what lies before its place, and peers would send it again.
+            summary = await self.driver.store.summary(topic)
+            await self.link.learn(topic)
+            await self._give(protocol.Opened({topic: summary}))
         await self._give(protocol.Received(self.link.name, topic, partition, (), offset))
         self.progress += 1
 
@@ -380,7 +406,9 @@ class Session:
             else:
                 bounds = await self.link.connector.bounds(effect.topic)
                 self._note(effect, effect.topic)
-                await self._give(protocol.Looked(self.link.name, effect.topic, bounds))
+                known = self.driver.replica.summary(effect.topic).seen
+                await self.link.learn(effect.topic)
+                await self._give(protocol.Looked(self.link.name, effect.topic, bounds, known))
             self._changed.set()
 
     def _progressed(self) -> None:

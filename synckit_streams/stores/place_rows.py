@@ -16,6 +16,9 @@ from synckit_streams.sync.places import Positions, Same, even_parts, join
 
 UNEVEN_MAX = 512
 """Positions in a row that has to name each; the row is written anew when it grows."""
+PLACES_REACH = 1_000
+"""Where processes share a store, a row that so many others have followed does not grow any more: whoever reads what is
+new reads so many again."""
 LAST_MAX = 10_000
 """Origins whose last row is remembered."""
 
@@ -31,10 +34,12 @@ class RunRows:
 
     Args:
         last: The last number that a row has.
+        reach: Rows that are further behind the last one do not grow any more; None for any.
     """
 
-    def __init__(self, last: int) -> None:
+    def __init__(self, last: int, *, reach: int | None = None) -> None:
         self._row = last
+        self._reach = reach
         self._last: dict[tuple[str, str, str], tuple[int, int, Positions]] = {}
         """By reader, topic and origin: the last row, its first number, and its positions."""
 
@@ -50,7 +55,8 @@ class RunRows:
             key = (reader, topic, origin)
             for part in even_parts(positions):
                 row, start, whole = self._last.get(key, (0, 0, part))
-                joined = join(whole, part, uneven_max=UNEVEN_MAX) if row and start + len(whole) == first else None
+                grows = row and (self._reach is None or row > self._row - self._reach)
+                joined = join(whole, part, uneven_max=UNEVEN_MAX) if grows and start + len(whole) == first else None
                 if joined is None:
                     self._row += 1
                     row, start, joined = self._row, first, part

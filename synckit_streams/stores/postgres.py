@@ -31,7 +31,7 @@ from synckit_streams.stores.aggregate_hash import AggregateHash, by_aggregate
 from synckit_streams.stores.block import Block
 from synckit_streams.stores.commits import CommitQueue
 from synckit_streams.stores.ledger_store import LedgerStore, Probe
-from synckit_streams.stores.place_rows import run_of
+from synckit_streams.stores.place_rows import PLACES_REACH, run_of
 from synckit_streams.stores.postgres_leases import PostgresLeasing
 from synckit_streams.stores.postgres_life import Onlooker, Tenancy
 from synckit_streams.stores.postgres_line import Line, Link, Readers, require_asyncpg, translate
@@ -421,6 +421,13 @@ class PostgresStore(PostgresShadowing, PostgresLeasing, LedgerStore):
         if reader is None:
             return await self._read(lambda rows: [run_of(row) for row in rows], self._statements.all_runs)
         return await self._read(lambda rows: [run_of(row) for row in rows], self._statements.runs, reader)
+
+    async def runs_since(self, reader: str, mark: int) -> tuple[Sequence[PlaceRun], int]:
+        """See `SharedPlaces`."""
+        ((last,),) = await self._read(list, self._statements.last_run)
+        since = mark - PLACES_REACH if mark else 0
+        found = await self._read(lambda rows: [run_of(row) for row in rows], self._statements.runs_since, reader, since)
+        return found, last
 
     async def offset(self, consumer: str) -> Offset | None:
         """See `EventStore`."""

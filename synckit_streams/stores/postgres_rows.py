@@ -10,7 +10,7 @@ from synckit_streams.model.event import Stored
 from synckit_streams.model.exchange import Raised
 from synckit_streams.ports.store import QUARANTINED_MAX
 from synckit_streams.stores.aggregate_hash import AggregateHash
-from synckit_streams.stores.place_rows import RunRows
+from synckit_streams.stores.place_rows import PLACES_REACH, RunRows
 from synckit_streams.stores.postgres_line import Line
 from synckit_streams.stores.postgres_schema import (
     EVENT_COLUMNS,
@@ -248,7 +248,7 @@ class RowWriter:
 
     def _put_places(self, changes: Changes) -> None:
         if self._places is None:
-            self._places = RunRows(self._line.row(self._statements.last_run)[0])
+            self._places = RunRows(self._line.row(self._statements.last_run)[0], reach=PLACES_REACH)
         if changes.forget:
             self._line.execute(self._statements.forget_places, changes.forget)
             self._places.forget(changes.forget)

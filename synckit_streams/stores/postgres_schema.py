@@ -259,6 +259,10 @@ class Statements:
             "WHERE s.topic = $1 AND e.aggregate > $2 ORDER BY e.aggregate LIMIT $3"
         )
         self.runs = f"SELECT reader, topic, origin, first, positions FROM {s}.places WHERE reader = $1 ORDER BY run"
+        self.runs_since = (
+            f"SELECT reader, topic, origin, first, positions FROM {s}.places "
+            "WHERE reader = $1 AND run > $2 ORDER BY run"
+        )
         self.all_runs = f"SELECT reader, topic, origin, first, positions FROM {s}.places ORDER BY reader, run"
         # Whoever reads in a transaction where a consumer stands is about to move it: one at a time, over all processes.
         self.hold_consumer = f"SELECT pg_advisory_xact_lock(hashtextextended($1, '{s}.offsets'::regclass::oid::bigint))"

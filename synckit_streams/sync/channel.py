@@ -72,6 +72,9 @@ class Channel:
         self._tried_again = Seen()
         self.resend_ms: int | None = None
         self.flights: list[Flight] = []
+        self.others = Seen()
+        """Written by another process that shares the store, which sees to it; ours when `others_ms` has come."""
+        self.others_ms: int | None = None
         self.stuck = Seen()
         self.peers: dict[str, Peer] = {}
         self._level: dict[str, tuple[Seen, Seen]] = {}
@@ -93,6 +96,8 @@ class Channel:
         self.stage = Stage.IDLE
         self.due_ms = 0
         self.look: dict[int, int] = {}
+        self.known: Seen | None = None
+        """What was held here when it was last learned where others, which share the store, have read it."""
         self.said: object = None
         self.said_ms = -(10**12)
         self.goal = Seen()
@@ -133,6 +138,11 @@ class Channel:
         return flying
 
     @property
+    def waits(self) -> bool:
+        """Whether there is anything that somebody has to read back."""
+        return bool(self.unsent or self.flights or self.lost or self.others)
+
+    @property
     def sending(self) -> bool:
         """Whether the broker has still to answer for something."""
         return any(flight.barrier is None for flight in self.flights)
@@ -145,7 +155,7 @@ class Channel:
     @property
     def out(self) -> Seen:
         """What is on its way, or waits for another try."""
-        return self.flying.union(self.stuck).union(self.lost)
+        return self.flying.union(self.stuck).union(self.lost).union(self.others)
 
     @property
     def waiting(self) -> Seen:
@@ -165,8 +175,34 @@ class Channel:
         here = [run for run in runs if run.topic == self.topic]
         for run in here:
             self.places.add(run.origin, run.first, run.positions, partition)
-        if self.unsent or self.flights or self.lost:
+        if self.waits:
             self._come_back(here)
+
+    def learn(self, runs: Sequence[tuple[int, PlaceRun]]) -> None:
+        """Another process has read these."""
+        for partition, run in runs:
+            self.places.add(run.origin, run.first, run.positions, partition)
+        if self.waits:
+            before = len(self.others)
+            self._come_back([run for _, run in runs if run.topic == self.topic])
+            if len(self.others) < before:
+                self.others_ms = None  # he is at work
+
+    def leave_to_others(self, ours: Seen, before: Seen) -> None:
+        """Of what is unsent, what this process has not written is first of all another one's to send.
+
+        Args:
+            ours: What this process has written, or taken over.
+            before: What was left to others already.
+        """
+        others = self.unsent.minus(ours)
+        self.unsent, self.others = self.unsent.minus(others), others
+        if others.minus(before):
+            self.others_ms = None
+
+    def take_over(self) -> None:
+        """The others do not send it."""
+        self.unsent, self.others, self.others_ms = self.unsent.union(self.others), Seen(), None
 
     def _come_back(self, runs: Sequence[PlaceRun]) -> None:
         """These were read: they are not on their way any more; and what the reader has passed by was lost."""
@@ -176,6 +212,7 @@ class Channel:
         if found:
             self.unsent = self.unsent.minus(found)
             self.lost = self.lost.minus(found)
+            self.others = self.others.minus(found)
         left: list[Flight] = []
         for events, barrier in self.flights:
             rest = events.minus(found) if found else events
@@ -305,6 +342,18 @@ class Channel:
             if self.identity.get(partition) == identity and position <= end:
                 threshold[partition] = max(position, threshold.get(partition, 0))
         return lacks.minus(self.places.at_or_past(lacks, threshold)).minus(self.out).minus(self.unsent)
+
+    def dispute(self, node: str, summary: Summary, now_ms: int, lease_ms: int) -> None:
+        """A peer holds the same keys with other content: a key was used twice, and it knows of one event only.
+
+        Which one, its digest does not say. Whoever knows of both shows it all that is under such origins, now and then.
+        """
+        if now_ms - self.disputed_ms.get(node, -lease_ms) < lease_ms:
+            return
+        self.disputed_ms[node] = now_ms
+        ranges = summary.seen.ranges
+        reused = {origin.rpartition("~")[0] for origin in ranges if "~" in origin}
+        self.disputes[node] = Seen({origin: ranges[origin] for origin in sorted(reused) if origin in ranges})
 
     def owed(self, summary: Summary) -> Seen:
         """What is owed to anybody."""

@@ -157,6 +157,14 @@ class Forgot(NamedTuple):
     topic: str
 
 
+class Learned(NamedTuple):
+    """Where other processes, which share the store, have read what: per partition, runs."""
+
+    link: str
+    topic: str
+    runs: Sequence[tuple[int, PlaceRun]]
+
+
 class Received(NamedTuple):
     """A batch from one partition, all up to and including `offset`; `echoes` are our own messages, come back.
 
@@ -213,11 +221,13 @@ class Heard(NamedTuple):
 
 
 class Looked(NamedTuple):
-    """The answer to `Look`: where the logs end now."""
+    """The answer to `Look`: where the logs end now; `known` is what was held before it was learned who has read what,
+    where others share the store."""
 
     link: str
     topic: str
     bounds: Mapping[int, Bounds]
+    known: Seen | None = None
 
 
 class Tick(NamedTuple):
@@ -249,6 +259,7 @@ Input = (
     | Left
     | Meet
     | Forgot
+    | Learned
     | Received
     | Persisted
     | Sent

@@ -20,16 +20,18 @@ from collections.abc import Callable, Iterable, Sequence
 
 from synckit_streams.model.clock import Key
 from synckit_streams.model.codec import node_of
-from synckit_streams.model.exchange import PlaceRun, Reuse, Summary
+from synckit_streams.model.exchange import Summary
 from synckit_streams.model.seen import Seen
 from synckit_streams.sync import protocol
 from synckit_streams.sync.alarms import alarms_of
 from synckit_streams.sync.announcing import Herald, Report
 from synckit_streams.sync.channel import Channel, Peer, Stage, overlap
 from synckit_streams.sync.joining import take_up
-from synckit_streams.sync.places import NOWHERE, Places
+from synckit_streams.sync.misplaced import misplaced
+from synckit_streams.sync.places import Places
 from synckit_streams.sync.precedence import reserved, to_pass_on
 from synckit_streams.sync.protocol import Alarm, AlarmKind, Effect, Standing
+from synckit_streams.sync.sharing import Sharing
 from synckit_streams.sync.standing import Judge, checksum, checksum_bytes
 from synckit_streams.sync.voids import Voids
 
@@ -57,6 +59,7 @@ class Replica:
         formerly: Node ids under which its log was written before. What they wrote is its own to send.
         links: Of a node that meets over all of its connectors at once: their names.
         passes_on: Whether what came by one link goes out by the others.
+        shared: Whether other processes write under the same origin, and send what they write.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class Replica:
         formerly: Iterable[str] = (),
         links: Sequence[str] = (),
         passes_on: bool = False,
+        shared: bool = False,
     ) -> None:
         self.node = node
         self.nodes = frozenset([node, *formerly])
@@ -83,6 +87,7 @@ class Replica:
         self._outlets = frozenset(outlets)
         self._links = tuple(links)
         self._passes_on = passes_on
+        self._sharing = Sharing() if shared else None
         self._summaries: dict[str, Summary] = {topic: Summary(Seen(), {}) for topic in topics}
         self._channels: dict[tuple[str, str], Channel] = {}
         self._voids = Voids(node, self._links, lease_ms, self.live)
@@ -98,6 +103,7 @@ class Replica:
             protocol.Meet: self._meet,
             protocol.Forgot: self._forgot,
             protocol.Received: self._received,
+            protocol.Learned: self._learned,
             protocol.Sent: self._sent,
             protocol.Failed: self._failed,
             protocol.Refused: self._refused,
@@ -148,13 +154,13 @@ class Replica:
             return True
         if channel.stage in (Stage.LOOKING, Stage.READING):
             return False
-        if overlap(channel.unsent.union(channel.flying), channel.goal):
+        if overlap(channel.unsent.union(channel.flying).union(channel.others), channel.goal):
             return False
         if channel.patience_ms <= 0:
             return True
         if overlap(channel.lost, channel.goal):
             return False
-        return channel.stage is Stage.IDLE and not channel.owed(self._summaries[channel.topic])
+        return channel.stage is Stage.IDLE and not self._owed(channel)
 
     def needs_places(self, link: str, topic: str) -> bool:
         """Whether `Joined` must bring what the store knows of places; later joins of one life need not."""
@@ -186,9 +192,22 @@ class Replica:
         effects: list[Effect] = []
         for channel in self._channels.values():
             if channel.joined:
-                channel.find_unsent(self._due(channel.topic))
+                self._find_unsent(channel)
                 effects += self._flow(channel)
         return effects
+
+    def _find_unsent(self, channel: Channel) -> None:
+        if self._sharing is None:
+            channel.find_unsent(self._due(channel.topic))
+        else:
+            self._sharing.find_unsent(channel, self._due(channel.topic))
+
+    def _learned(self, given: protocol.Learned) -> list[Effect]:
+        channel = self._channels.get((given.link, given.topic))
+        if channel is None:
+            return []
+        channel.learn(given.runs)
+        return self._flow(channel)
 
     def _write(self, given: protocol.Write) -> list[Effect]:
         return [protocol.Persist(drafts=given.drafts, cause=given)]
@@ -215,7 +234,9 @@ class Replica:
                 channel.read(cause.partition, cause.offset.position if cause.offset else 0, result.runs)
                 effects += self._repair(channel)
         effects += alarms_of(result, cause.topic if isinstance(cause, protocol.Received) else "")
-        effects += self._misplaced(result.reused, cause)
+        effects += misplaced(result.reused, cause, self._channels.values())
+        if self._sharing is not None:
+            self._sharing.wrote(result.appended)
         come = to_pass_on(result) if self._passes_on and result.stored else {}
         for channel in self._channels.values():
             if channel.topic in come and channel.joined:
@@ -227,26 +248,9 @@ class Replica:
                 channel.unsent = channel.unsent.union(fresh)
             if result.reused and channel.joined:
                 # An event of ours that was issued again under a new key is unsent like any other of our own.
-                channel.find_unsent(self._due(channel.topic))
+                self._find_unsent(channel)
             effects += self._flow(channel)
         return effects
-
-    def _misplaced(self, reused: Sequence[Reuse], cause: object) -> list[Effect]:
-        """Two events had one key: which of them lies in the other logs under it, we cannot know any more.
-
-        So neither does, as far as is known: the one that keeps the key goes there again. In the log from which one of
-        them came we do know, unless it waited here first: its place was noted before it met the other.
-        """
-        runs: list[PlaceRun] = []
-        for key, _, _, held in reused:
-            for channel in self._channels.values():
-                came = isinstance(cause, protocol.Received) and channel.link == cause.link and not held
-                partition = channel.places.partition_of(key.origin, key.seq)
-                if channel.topic == key.topic and not came and partition is not None:
-                    channel.places.add(key.origin, key.seq, NOWHERE, partition)
-                    reader = protocol.reader_name(channel.link, channel.topic, partition)
-                    runs.append(PlaceRun(reader, key.topic, key.origin, key.seq, NOWHERE))
-        return [protocol.Persist(echoes=runs)] if runs else []
 
     def _flow(self, channel: Channel) -> list[Effect]:
         """Publish what is unsent, once the reader has caught up (before that we cannot know what is).
@@ -298,7 +302,7 @@ class Replica:
         effects: list[Effect] = [*alarms]
         channel.joined = True
         channel.ground()
-        channel.find_unsent(self._due(given.topic))
+        self._find_unsent(channel)
         if offsets:
             # Behind the alarms: if it fails they are raised once more, and if its caller is cancelled they were raised.
             effects.append(protocol.Persist(forget=forget, offsets=offsets, cause=given))
@@ -375,7 +379,7 @@ class Replica:
         if given.seen == summary.seen and digest.whole and digest.checksum != checksum_bytes(summary):
             evidence = f"{digest.node} holds the same keys with another checksum"
             effects += self._once(AlarmKind.DIGEST_MISMATCH, digest.topic, evidence)
-            self._dispute(channel, digest.node, summary)
+            channel.dispute(digest.node, summary, self._now_ms, self._lease_ms)
         else:
             channel.disputes.pop(digest.node, None)
         if self.live(peer) and tuple(digest.resolver) != self._resolver:
@@ -387,18 +391,6 @@ class Replica:
             effects.append(protocol.Persist(voids=voids))
         return effects
 
-    def _dispute(self, channel: Channel, node: str, summary: Summary) -> None:
-        """A peer holds the same keys with other content: a key was used twice, and it knows of one event only.
-
-        Which one, its digest does not say. Whoever knows of both shows it all that is under such origins, now and then.
-        """
-        if self._now_ms - channel.disputed_ms.get(node, -self._lease_ms) < self._lease_ms:
-            return
-        channel.disputed_ms[node] = self._now_ms
-        ranges = summary.seen.ranges
-        reused = {origin.rpartition("~")[0] for origin in ranges if "~" in origin}
-        channel.disputes[node] = Seen({origin: ranges[origin] for origin in sorted(reused) if origin in ranges})
-
     def _once(self, kind: AlarmKind, topic: str, evidence: str) -> list[Effect]:
         if (kind, topic, evidence) in self._alarmed:
             return []
@@ -407,17 +399,27 @@ class Replica:
 
     def _looked(self, given: protocol.Looked) -> list[Effect]:
         channel = self._channels[given.link, given.topic]
+        channel.known = given.known
         channel.look = {partition: bounds.end for partition, bounds in given.bounds.items()}
         if channel.stage is Stage.LOOKING:
             channel.stage = Stage.READING
         return self._repair(channel)
+
+    def _owed(self, channel: Channel) -> Seen:
+        """What peers lack and will not come across."""
+        owed = channel.owed(self._summaries[channel.topic])
+        if not owed or self._sharing is None:
+            return owed
+        return owed.minus(self._sharing.left_to_others(channel, self._written_here(owed)))
 
     def _repair(self, channel: Channel) -> list[Effect]:
         """The wait is over and the reader is at the end: publish what is still owed."""
         if channel.stage is not Stage.READING or not channel.seen_all:
             return []
         channel.stage = Stage.IDLE
-        owed = channel.owed(self._summaries[channel.topic])
+        owed = self._owed(channel)
+        if self._sharing is not None and channel.known is not None:
+            owed = owed.minus(owed.minus(channel.known))  # of what came since we do not know who has read it where
         channel.disputes.clear()
         # Only what the wait was for: what came during it has somebody on it just now.
         late = channel.unsent.minus(channel.unsent.minus(channel.reserve))
@@ -437,6 +439,8 @@ class Replica:
             if not channel.joined:
                 continue
             self._try_again(channel, given)
+            if self._sharing is not None and channel.caught_up:
+                self._sharing.take_over(channel, given, self._spread_ms)
             effects += self._flow(channel)
             if channel.caught_up and not channel.muted:
                 effects += self._settle_debts(channel, given)
@@ -459,7 +463,7 @@ class Replica:
     def _settle_debts(self, channel: Channel, given: protocol.Tick) -> list[Effect]:
         if channel.stage is Stage.IDLE:
             reserve = self._in_reserve(channel)
-            if not reserve and not channel.owed(self._summaries[channel.topic]):
+            if not reserve and not self._owed(channel):
                 return []
             if given.hurry and channel.patience_ms <= 0 and not overlap(reserve, channel.goal):
                 return []

@@ -57,6 +57,8 @@ def test_it_works_until_it_is_told_to_end(start: Start, workers: int, by: signal
     run.until_said("is ready", workers)
     os.killpg(run.process.pid, by) if by is signal.SIGINT else run.send(by)
     assert run.end() == 0
+    if workers == 1:
+        assert "has ended" in run.said
     assert run.journal == ["started"] * workers + ["stopped with 7 s"] * workers
     assert "Traceback" not in run.said
     assert "\x1b" not in run.said

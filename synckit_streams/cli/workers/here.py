@@ -93,6 +93,7 @@ async def run_here(
             if not end.is_set():
                 raise
             return INTERRUPTED
+        _log.info("%s has ended", service.name)
     return OK
 
 

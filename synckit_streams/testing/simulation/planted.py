@@ -21,6 +21,7 @@ JOINING = "synckit_streams.sync.joining"
 LEDGER = "synckit_streams.sync.ledger"
 LEDGER_STORE = "synckit_streams.stores.ledger_store"
 LINK = "synckit_streams.runtime.link"
+MISPLACED = "synckit_streams.sync.misplaced"
 MEMORY = "synckit_streams.stores.memory"
 PROJECTOR = "synckit_streams.runtime.projector"
 REPLICA = "synckit_streams.sync.replica"
@@ -179,7 +180,7 @@ BUGS = (
     Planted(
         "place-of-what-waited",
         "an event that waited, and then met another one under its key, leaves its place to that one",
-        (Edit(REPLICA, "channel.link == cause.link and not held", "channel.link == cause.link"),),
+        (Edit(MISPLACED, "channel.link == cause.link and not held", "channel.link == cause.link"),),
         profile="silent",
         sooner=53,
         seeds=28,
@@ -483,7 +484,7 @@ BUGS = (
         (
             Edit(
                 REPLICA,
-                "        channel.find_unsent(self._due(given.topic))\n        if offsets:\n",
+                "        self._find_unsent(channel)\n        if offsets:\n",
                 "        channel.unsent = self._due(given.topic)\n        if offsets:\n",
             ),
         ),
@@ -505,7 +506,7 @@ BUGS = (
     Planted(
         "place-of-the-other-variant",
         "where an event lay that lost its key, the one that has the key now is taken to lie",
-        (Edit(REPLICA, "        effects += self._misplaced(result.reused, cause)\n", ""),),
+        (Edit(REPLICA, "        effects += misplaced(result.reused, cause, self._channels.values())\n", ""),),
         profile="bridges",
         sooner=3,
     ),
