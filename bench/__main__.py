@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench import append, bridging, brokers, cost, handling, postgres, reading, redis_store, way
+from bench import append, bridging, brokers, cost, handling, postgres, reading, redis_store, relaying, way
 from bench.measure import Case, Row, Scale, Skipped
 
 RESULTS = Path(__file__).parent / "results.json"
@@ -31,6 +31,7 @@ CASES: list[Case] = [
     *postgres.cases(),
     *redis_store.cases(),
     *handling.cases(),
+    *relaying.cases(),
     *cost.cases(),
 ]
 

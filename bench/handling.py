@@ -7,7 +7,7 @@ import sys
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -217,18 +217,18 @@ def observed(scale: Scale, directory: Path) -> Row:
 
 
 def folded(scale: Scale, directory: Path) -> Row:
-    """Each page is added up in memory, and its sums are upserted."""
+    """A streamed projection: what a transaction adds up to is upserted."""
 
-    async def apply(batch: Batch, tx: Transaction) -> None:
+    async def apply(pages: AsyncIterator[Batch], tx: Transaction) -> None:
         sums: dict[str, list[int]] = {}
-        for stored in batch.stored:
-            event = stored.event
-            total = sums.setdefault(decode(event.payload).customer, [0, 0])
-            total[0] += 1
-            total[1] += 1
+        async for page in pages:
+            for stored in page.stored:
+                total = sums.setdefault(decode(stored.event.payload).customer, [0, 0])
+                total[0] += 1
+                total[1] += 1
         await tx.execute_many(UPSERT, [(customer, *total) for customer, total in sums.items()])
 
-    return _projected("project-folded", apply, 10_000, 0.6, scale, directory)
+    return _projected("project-folded", apply, {"batch": 200_000, "streamed": True}, 0.6, scale, directory)
 
 
 def upserts(scale: Scale, directory: Path) -> Row:
@@ -238,7 +238,7 @@ def upserts(scale: Scale, directory: Path) -> Row:
         rows = [(decode(stored.event.payload).customer, 1, 1) for stored in batch.stored]
         await tx.execute_many(UPSERT, rows)
 
-    return _projected("project-upserts", apply, 1_000, 0.4, scale, directory)
+    return _projected("project-upserts", apply, {"batch": 1_000}, 0.4, scale, directory)
 
 
 class _Sale(msgspec.Struct):
@@ -253,7 +253,7 @@ GROUP_BY = "INSERT INTO sales SELECT payload ->> '$.customer', count(*), count(*
 
 
 def _projected(
-    name: str, apply: Callable[[Batch, Transaction], Any], batch: int, wanted: float, scale: Scale, directory: Path
+    name: str, apply: Callable[..., Any], options: dict[str, Any], wanted: float, scale: Scale, directory: Path
 ) -> Row:
     filled = directory / "filled"
     filled.mkdir()
@@ -272,7 +272,7 @@ def _projected(
 
     async def ours() -> float:
         app = App("shop", store="memory:")
-        app.projection(uuid.uuid4().hex, topics=[drafts.TOPIC], batch=batch)(apply)
+        app.projection(uuid.uuid4().hex, topics=[drafts.TOPIC], **options)(apply)
         async with SyncNode("shop", store=f"sqlite:///{filled / 'shop'}.db", projections=app.projections) as node:
             await begin(node)
             started = time.perf_counter()

@@ -42,7 +42,7 @@ async def bill(order: OrderPlaced, ctx: HandlerContext) -> Draft:
     return Draft("invoices", "invoice.written", order_id, data)
 
 
-@app.projection("owed", topics=["invoices"])
+@app.projection("owed", topics=["invoices"], tables=["owed"])
 async def owed(batch: Batch, tx: Transaction) -> None:
     invoices = [each.event.data for each in batch.stored]
     await tx.execute_many(

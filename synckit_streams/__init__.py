@@ -37,7 +37,7 @@ from synckit_streams.errors import (
 from synckit_streams.model.clock import Dot, HybridTime, Key, Order, VersionVector
 from synckit_streams.model.event import Draft, Event, Offset, Stored
 from synckit_streams.model.seen import Seen
-from synckit_streams.ports.projection import Batch, Change, Projection
+from synckit_streams.ports.projection import Batch, Change, Projection, StreamedProjection
 from synckit_streams.runtime.handling import HandlerContext
 from synckit_streams.runtime.ingest import Ingest, Ingested
 from synckit_streams.runtime.node import SyncNode
@@ -96,6 +96,7 @@ __all__ = [
     "StoreInUse",
     "StoreNotFound",
     "Stored",
+    "StreamedProjection",
     "SyncKitError",
     "SyncNode",
     "SyncResult",

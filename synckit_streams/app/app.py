@@ -41,6 +41,7 @@ from synckit_streams.runtime.keeping import LEASE_S
 from synckit_streams.runtime.node import SyncNode
 from synckit_streams.runtime.registry import store_for
 from synckit_streams.runtime.settings import check_known, check_list, check_seconds
+from synckit_streams.runtime.trial import Terms
 
 logger = logging.getLogger("synckit_streams")
 
@@ -184,7 +185,9 @@ class App:
         types: Sequence[str] = (),
         batch: int = 1_000,
         resolved: bool = False,
+        streamed: bool = False,
         reset: Callable[[Transaction], Awaitable[None]] | None = None,
+        **how: Any,
     ) -> Callable[[Callable[..., Awaitable[None]]], DeclaredProjection]:
         """Keep a read model: this function gets a page of the log and the transaction that moves its place.
 
@@ -192,23 +195,37 @@ class App:
             name: Its own; its place is kept under it.
             topics: Which to follow; empty for every topic.
             types: Which types; empty for all.
-            batch: Most events in one page.
+            batch: Most events in one call: 10,000, or 1,000,000 if it is streamed.
+            streamed: It gets an async iterator of the pages of a whole transaction in place of one page:
+                `async for page in pages: …`. For what is added up before it is written.
             resolved: Also give what each aggregate resolved to before and resolves to now (`Batch.changes`).
             reset: Makes the read model empty, its tables included; called once at first, and by a rebuild. It may also
                 be declared with `@daily_sales.on_reset`.
+            how: `tables` (those that it writes: then it can be rebuilt beside the live ones), `dead_letter` (topic for
+                events that it cannot take; without one it stays before them), `retry` (`Retry()`), `timeout_s` (for one
+                call; by default for ever).
 
         Raises:
-            ConfigError: it is no coroutine function of two parameters, or the name is taken.
+            ConfigError: it is no coroutine function of two parameters, the name is taken, or a setting is wrong.
         """
 
         if callable(name):
             raise ConfigError("@app.projection has no name", hint='for example @app.projection("daily_sales")')
+        check_known("@app.projection", how, Terms._fields)
 
         def declare(function: Callable[..., Awaitable[None]]) -> DeclaredProjection:
             if any(each.name == name for each in self.projections):
                 raise ConfigError(f"there are two projections {name!r}", hint="each keeps its place under its name")
             made = DeclaredProjection(
-                function, name, topics=topics, types=types, batch=batch, resolved=resolved, reset=reset
+                function,
+                name,
+                topics=topics,
+                types=types,
+                batch=batch,
+                resolved=resolved,
+                streamed=streamed,
+                reset=reset,
+                how=how,
             )
             self.projections.append(made)
             return made
@@ -340,7 +357,7 @@ class App:
             self._groups = self._make_groups(node)
             self._tasks = [asyncio.create_task(each.run(), name=f"synckit-group-{each.name}") for each in self._groups]
             if self.projections:
-                self._tasks.append(asyncio.create_task(node.follow(), name="synckit-projections"))
+                self._tasks.append(asyncio.create_task(node.follow(lease_s=self._lease_s), name="synckit-projections"))
             for task in self._tasks:
                 task.add_done_callback(_tell)
             if self._connectors and self._live:
@@ -429,6 +446,11 @@ class App:
             open_circuits = ", ".join(group.open_circuits)
             detail = f"what {open_circuits} depends on is down" if open_circuits else waiting
             found.append(Check(f"group {group.name}", ok=not open_circuits, needed=False, detail=detail))
+        failing = self.node.projections_failing()
+        for name in [each.name for each in self.projections]:
+            why = failing.get(name)
+            detail = f"stands before position {why.position}: {why.reason}" if why is not None else ""
+            found.append(Check(f"projection {name}", ok=why is None, needed=False, detail=detail))
         found += [
             Check(task.get_name(), ok=False, detail=str(task.exception()))
             for task in self._tasks

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -13,13 +13,13 @@ from synckit_streams.app.upcasting import Upcasters
 from synckit_streams.errors import ConfigError, HandlerError, SyncKitError
 from synckit_streams.model.codec import NAME_BYTES_MAX, check_text, check_topic
 from synckit_streams.model.event import Draft, Stored
-from synckit_streams.ports.projection import Batch
 from synckit_streams.ports.store import Transaction
 from synckit_streams.runtime import projector
 from synckit_streams.runtime.handling import HandlerContext
 from synckit_streams.runtime.lanes import LANES
 from synckit_streams.runtime.policy import Breaker, Retry
 from synckit_streams.runtime.settings import check_count, check_seconds
+from synckit_streams.runtime.trial import Terms
 
 Next = Callable[[HandlerContext], Awaitable[Sequence[Draft]]]
 Middleware = Callable[[Next, HandlerContext], Awaitable[Sequence[Draft]]]
@@ -154,13 +154,15 @@ class DeclaredProjection:
     """See `synckit_streams.ports.projection.Projection`: a read model that is one function.
 
     Args:
-        function: The user's, of a batch and a transaction.
+        function: The user's, of a batch (of its pages, if it is streamed) and a transaction.
         name: Of the projection.
         topics: Which it follows; empty for every topic.
         types: Which types; empty for all.
         batch: Most events in one call.
         resolved: Whether it wants `Batch.changes`.
+        streamed: Whether it takes the pages of a transaction itself.
         reset: Makes the read model empty, and its tables if they are not there; None does nothing.
+        how: What differs from the usual `Terms`.
 
     Raises:
         ConfigError: something about it is wrong.
@@ -168,14 +170,16 @@ class DeclaredProjection:
 
     def __init__(
         self,
-        function: Callable[[Batch, Transaction], Awaitable[None]],
+        function: Callable[[Any, Transaction], Awaitable[None]],
         name: str,
         *,
         topics: Sequence[str],
         types: Sequence[str] | str,
         batch: int,
         resolved: bool,
+        streamed: bool,
         reset: Callable[[Transaction], Awaitable[None]] | None,
+        how: Mapping[str, Any],
     ) -> None:
         whose = f"the projection {name!r}"
         if not inspect.iscoroutinefunction(function):
@@ -183,18 +187,24 @@ class DeclaredProjection:
         if len(inspect.signature(function).parameters) != 2:
             raise ConfigError(f"{whose} takes a batch and a transaction", hint="async def f(batch, tx): …")
         check_count(f"{whose}: batch", batch, least=1)
-        if batch > projector.BATCH_MAX:
-            raise ConfigError(f"{whose}: batch={batch}", hint=f"at most {projector.BATCH_MAX} events go into one page")
+        most = projector.STREAM_MAX if streamed else projector.BATCH_MAX
+        if batch > most:
+            into = "transaction" if streamed else "page"
+            raise ConfigError(f"{whose}: batch={batch}", hint=f"at most {most} events go into one {into}")
         self.name = name
         self.topics = checked_topics(topics, whose) if topics else ()
         self.types = (types,) if isinstance(types, str) else tuple(types)
         self.batch = batch
         self.resolved = resolved
+        self.streamed = streamed
+        terms = Terms(**how)
+        terms.check(whose, self.topics)
+        self.tables, self.retry, self.dead_letter, self.timeout_s = terms
         self._function = function
         self._reset = reset
 
-    async def apply(self, batch: Batch, tx: Transaction) -> None:
-        """See `Projection`."""
+    async def apply(self, batch: Any, tx: Transaction) -> None:
+        """See `Projection` and `StreamedProjection`."""
         await self._function(batch, tx)
 
     async def reset(self, tx: Transaction) -> None:

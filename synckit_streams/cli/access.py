@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -14,15 +12,15 @@ import typer
 from rich.markup import escape
 
 from synckit_streams.cli.terminal import note
-from synckit_streams.errors import ConfigError, StoreInUse, StoreMissing
+from synckit_streams.errors import ConfigError, StoreInUse
 from synckit_streams.model.event import Draft
-from synckit_streams.ports.store import EventStore, Opening
 from synckit_streams.ports.telemetry import Observer
 from synckit_streams.runtime.door import append_counted
 from synckit_streams.runtime.errand import Receipt
 from synckit_streams.runtime.link import link_name
 from synckit_streams.runtime.node import SyncNode
-from synckit_streams.runtime.registry import connector_for, store_for
+from synckit_streams.runtime.ownership import check_is, draw_node_id, owner_of, scheme_of, shown
+from synckit_streams.runtime.registry import connector_for
 from synckit_streams.runtime.result import SyncResult
 from synckit_streams.runtime.switch import Want
 from synckit_streams.runtime.visitor import Visitor
@@ -48,11 +46,6 @@ ConnectorUrl = Annotated[
 ]
 
 
-def node_of_store(store: EventStore) -> str:
-    """The node that has an open store, or had it last; "" before its first."""
-    return store.nodes[-1] if store.nodes else ""
-
-
 def file_of(url: str) -> Path | None:
     """The file of a store URL; None when it is no store in a file.
 
@@ -60,30 +53,6 @@ def file_of(url: str) -> Path | None:
         ConfigError: a wrong URL of a file.
     """
     return SqliteStore(url, read_only=True).path if url.lower().startswith("sqlite:") else None
-
-
-def shown(url: str) -> str:
-    """A store's URL for a message: without user, password and options."""
-    scheme, colon, rest = url.partition("#")[0].partition("?")[0].partition("://")
-    return f"{scheme}{colon}{rest if scheme.lower() == 'sqlite' else rest.rpartition('@')[2]}"
-
-
-@asynccontextmanager
-async def reading(url: str | EventStore) -> AsyncIterator[EventStore]:
-    """A store, to be read: also while a node writes it, and without taking anything from it. By its URL, or made for
-    reading only.
-
-    Raises:
-        StoreMissing: there is no such store.
-        StoreError: what is there is no store, or cannot be reached.
-        ConfigError: not the URL of a store, or one that only its own process can read.
-    """
-    store = store_for(url, read_only=True)
-    await store.open(Opening(node="reader", topics=None, dice=os.urandom))
-    try:
-        yield store
-    finally:
-        await store.close()
 
 
 async def check_closed(url: str) -> None:
@@ -102,17 +71,6 @@ async def check_closed(url: str) -> None:
         )
 
 
-async def remembered(url: str) -> str:
-    """The node that a store belongs to; "" when there is none yet, or no store."""
-    if url.lower().startswith("memory:"):
-        return ""
-    try:
-        async with reading(url) as store:
-            return node_of_store(store)
-    except StoreMissing:
-        return ""
-
-
 class Writer(Protocol):
     """Whoever writes to the store for a command."""
 
@@ -123,7 +81,7 @@ class Writer(Protocol):
 
     async def sync(self, *, timeout_s: float) -> SyncResult: ...
 
-    async def switch(self, projections: Sequence[str], what: Want) -> None: ...
+    async def switch(self, projections: Sequence[str], what: Want, *, position: int = 0) -> None: ...
 
 
 class OwnNode:
@@ -141,9 +99,9 @@ class OwnNode:
         """One meeting."""
         return await self.node.sync(timeout_s=timeout_s)
 
-    async def switch(self, projections: Sequence[str], what: Want) -> None:
+    async def switch(self, projections: Sequence[str], what: Want, *, position: int = 0) -> None:
         """Kept in the store when it returns."""
-        await self.node.switch(projections, what)
+        await self.node.switch(projections, what, position=position)
 
 
 class RunningNode:
@@ -161,9 +119,9 @@ class RunningNode:
         """One meeting, over the node's own connector."""
         return await self.visitor.sync(timeout_s=timeout_s)
 
-    async def switch(self, projections: Sequence[str], what: Want) -> None:
+    async def switch(self, projections: Sequence[str], what: Want, *, position: int = 0) -> None:
         """Kept in the store when it returns."""
-        await self.visitor.switch(projections, what)
+        await self.visitor.switch(projections, what, position=position)
 
 
 @asynccontextmanager
@@ -218,11 +176,11 @@ async def _take(
     path = file_of(url)
     deadline = asyncio.get_running_loop().time() + KNOCK_S
     while True:
-        known = await remembered(url)
-        if path is None and not node and not known and not url.lower().startswith("memory:"):
+        known = await owner_of(url)
+        if path is None and not node and not known and not scheme_of(url) == "memory":
             # All processes of a node share such a store: what is drawn here the next one would not know.
             raise ConfigError(f"whose is {shown(url)}?", hint="say --node ID")
-        node_id = node or known or _draw_node_id()
+        node_id = node or known or draw_node_id("node")
         try:
             opened = SyncNode(node_id, store=url, **settings)
             await stack.enter_async_context(opened)
@@ -248,11 +206,6 @@ async def _take(
         return OwnNode(opened)
 
 
-def _draw_node_id() -> str:
-    # Not the host's name: it would travel to every peer, with every event.
-    return "node-" + "".join(secrets.choice("abcdefghijkmnpqrstuvwxyz23456789") for _ in range(8))
-
-
 async def _enter(
     stack: AsyncExitStack, url: str, node: str | None, connectors: Sequence[str], *, bridge: bool, quiet: bool
 ) -> RunningNode:
@@ -263,11 +216,7 @@ async def _enter(
         raise StoreInUse(f"{path} was in use a moment ago, by a node that has just closed", hint="try again")
     await stack.enter_async_context(visitor)
     about = await visitor.about()
-    if node and node != about.node:
-        raise ConfigError(
-            f"the store is open as the node {about.node!r} (process {about.process}), not as {node!r}",
-            hint="leave --node out, or close that node first",
-        )
+    check_is(about, node, option="--node")
     for connector in connectors:
         name = link_name(connector_for(connector), connector)
         if name not in about.connectors:

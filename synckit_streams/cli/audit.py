@@ -11,10 +11,10 @@ from collections.abc import Mapping
 
 import msgspec
 
-from synckit_streams.cli.access import reading
 from synckit_streams.cli.exporting import pages
 from synckit_streams.model.codec import digest_add, event_hash
 from synckit_streams.ports.store import EventStore
+from synckit_streams.runtime.ownership import reading
 
 
 class Holding(msgspec.Struct, frozen=True):

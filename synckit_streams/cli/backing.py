@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
-from synckit_streams.cli.access import StoreArgument, shown
+from synckit_streams.cli.access import StoreArgument
 from synckit_streams.cli.terminal import JsonFlag, carry_out, plain_markup, plural, progress, results, show_json
 from synckit_streams.runtime.backup import Backup, back_up
 from synckit_streams.runtime.backup import restore as restore_store
+from synckit_streams.runtime.ownership import shown
 
 
 def backup(

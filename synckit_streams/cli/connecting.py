@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -31,7 +32,9 @@ from synckit_streams.cli.workers.here import Where, run_here
 from synckit_streams.cli.workers.lifetime import Deadline
 from synckit_streams.cli.workers.logs import log_to_stderr
 from synckit_streams.errors import MissingDependency
+from synckit_streams.observe.prometheus import PrometheusObserver
 from synckit_streams.ports.operation import Standing
+from synckit_streams.ports.telemetry import Observer
 
 if TYPE_CHECKING:
     from synckit_streams.connect.runner import Runner
@@ -109,7 +112,9 @@ def connect(
         deadline.lift()
 
 
-def _runner(files: Sequence[Path], *, once: bool = False, state: Path | None = None) -> Runner:
+def _runner(
+    files: Sequence[Path], *, once: bool = False, state: Path | None = None, observer: Observer | None = None
+) -> Runner:
     try:
         import pydantic  # noqa: F401
         import yaml  # noqa: F401
@@ -119,7 +124,7 @@ def _runner(files: Sequence[Path], *, once: bool = False, state: Path | None = N
         ) from missing
     from synckit_streams.connect.runner import Runner
 
-    return Runner(files, once=once, state=state)
+    return Runner(files, once=once, state=state, observer=observer)
 
 
 async def _check(files: Sequence[Path], *, json: bool) -> int:
@@ -151,7 +156,9 @@ async def _once(files: Sequence[Path], *, state: Path | None, json: bool) -> int
 async def _run(
     files: Sequence[Path], *, state: Path | None, where: Where | None, deadline: Deadline, drain_s: float, json: bool
 ) -> int:
-    runner = _runner(files, state=state)
+    # Without prometheus-client /metrics says what is to be installed; everything else works.
+    counted = where is not None and find_spec("prometheus_client") is not None
+    runner = _runner(files, state=state, observer=PrometheusObserver() if counted else None)
     reloads: set[asyncio.Task[None]] = set()
 
     def reload() -> None:
@@ -159,15 +166,7 @@ async def _run(
         task.add_done_callback(reloads.discard)
 
     async with _telling(runner, json=json):
-        status = await run_here(
-            runner,
-            drain_s=drain_s,
-            where=where,
-            deadline=deadline,
-            pipelines=runner,
-            hooks=runner.hooks,
-            hang_up=reload,
-        )
+        status = await run_here(runner, drain_s=drain_s, where=where, deadline=deadline, hang_up=reload)
     _report(runner.standings(), json=json)
     return status
 

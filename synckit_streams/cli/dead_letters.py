@@ -11,11 +11,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from synckit_streams.cli.access import StoreUrl, reading, writing
+from synckit_streams.cli.access import StoreUrl, writing
 from synckit_streams.cli.log import moment
 from synckit_streams.cli.terminal import JsonFlag, carry_out, note, plain, plural, results, show_json
 from synckit_streams.errors import ConfigError
 from synckit_streams.runtime.dead_letters import Letter, open_letters
+from synckit_streams.runtime.ownership import reading
 
 SHORT = 8
 """So many characters of an id are shown, and are enough to name it where no other begins so."""

@@ -22,13 +22,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from synckit_streams.cli.access import ConnectorUrl, file_of, node_of_store, reading, shown
+from synckit_streams.cli.access import ConnectorUrl, file_of
 from synckit_streams.cli.terminal import JsonFlag, carry_out, plain_markup, plural, progress, results, show_json
 from synckit_streams.errors import SyncKitError
 from synckit_streams.model.codec import DIGEST_MODULUS, event_hash
 from synckit_streams.model.event import Offset
 from synckit_streams.ports.store import EventStore
 from synckit_streams.runtime.link import link_name
+from synckit_streams.runtime.ownership import node_of_store, reading, shown
 from synckit_streams.runtime.registry import connector_for
 from synckit_streams.testing.brokers import find_binary, find_redis
 

@@ -11,13 +11,14 @@ from typing import Annotated, BinaryIO
 
 import typer
 
-from synckit_streams.cli.access import StoreUrl, reading
+from synckit_streams.cli.access import StoreUrl
 from synckit_streams.cli.terminal import JsonFlag, carry_out, notes, plain_markup, plural, progress, show_json
 from synckit_streams.errors import ConfigError, Invalid
 from synckit_streams.model.cloudevent import to_structured
 from synckit_streams.model.codec import event_hash
 from synckit_streams.model.event import Offset, Stored
 from synckit_streams.ports.store import EventStore
+from synckit_streams.runtime.ownership import reading
 
 PAGE_EVENTS = 1_000
 

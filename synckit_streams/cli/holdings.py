@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from synckit_streams.cli.access import file_of, node_of_store
+from synckit_streams.cli.access import file_of
 from synckit_streams.cli.terminal import progress
 from synckit_streams.errors import FrameMalformed, SyncKitError
 from synckit_streams.model.event import Offset
@@ -18,6 +18,7 @@ from synckit_streams.model.seen import Seen, count
 from synckit_streams.ports.connector import Connector
 from synckit_streams.ports.store import EventStore
 from synckit_streams.runtime.link import link_name
+from synckit_streams.runtime.ownership import node_of_store
 from synckit_streams.runtime.registry import connector_for
 from synckit_streams.runtime.visitor import Visitor
 from synckit_streams.sync.conflict import conflict_of

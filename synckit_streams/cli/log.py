@@ -11,11 +11,12 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from synckit_streams.cli.access import StoreUrl, reading
+from synckit_streams.cli.access import StoreUrl
 from synckit_streams.cli.terminal import JsonFlag, carry_out, plain, results, show_json
 from synckit_streams.errors import PayloadUndecodable
 from synckit_streams.model.event import Event, Offset, Stored
 from synckit_streams.ports.store import EventStore
+from synckit_streams.runtime.ownership import reading
 
 POLL_S = 0.2
 PAGE_EVENTS = 1_000

@@ -7,9 +7,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from synckit_streams.cli.access import check_closed, shown
+from synckit_streams.cli.access import check_closed
 from synckit_streams.cli.terminal import JsonFlag, carry_out, plain_markup, plural, progress, results, show_json
 from synckit_streams.runtime.moving import Move, move
+from synckit_streams.runtime.ownership import shown
 
 SourceUrl = Annotated[str, typer.Argument(metavar="FROM_URL", help="The store to move, e.g. sqlite:///till.db")]
 TargetUrl = Annotated[str, typer.Argument(metavar="TO_URL", help="A new store, e.g. postgresql://user@host/shop")]

@@ -9,9 +9,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from synckit_streams.cli.access import ConnectorUrl, StoreUrl, reading
+from synckit_streams.cli.access import ConnectorUrl, StoreUrl
 from synckit_streams.cli.holdings import BrokerStatus, Status, gather
 from synckit_streams.cli.terminal import JsonFlag, carry_out, plain_markup, plural, results, show_json
+from synckit_streams.runtime.ownership import reading
 
 
 def status(

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from synckit_streams.cli.access import NodeName, OwnNode, StoreUrl, Writer, file_of, reading, writing
+from synckit_streams.cli.access import NodeName, OwnNode, StoreUrl, Writer, file_of, writing
 from synckit_streams.cli.terminal import (
     JsonFlag,
     carry_out,
@@ -26,6 +26,7 @@ from synckit_streams.cli.terminal import (
 from synckit_streams.errors import ConfigError, StoreMissing, SyncKitError
 from synckit_streams.model.seen import Intervals, count
 from synckit_streams.ports.telemetry import Detail, Link, Published, Received
+from synckit_streams.runtime.ownership import reading
 from synckit_streams.runtime.result import SyncResult
 from synckit_streams.runtime.settings import check_bridge
 from synckit_streams.runtime.visitor import Visitor

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from synckit_streams.cli.access import StoreArgument, reading
+from synckit_streams.cli.access import StoreArgument
 from synckit_streams.cli.terminal import JsonFlag, carry_out, plain, plural, progress, results, show_json
+from synckit_streams.runtime.ownership import reading
 from synckit_streams.runtime.verifying import verify as verify_store
 
 

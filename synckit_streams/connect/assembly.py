@@ -6,25 +6,29 @@ from synckit_streams.connect import spec
 from synckit_streams.connect.draft_sinks import StoreSink, TopicSink
 from synckit_streams.connect.file_sink import FileSink
 from synckit_streams.connect.file_source import FileSource
+from synckit_streams.connect.group_source import GroupSource
 from synckit_streams.connect.http_sink import HttpSink
 from synckit_streams.connect.log_sources import OutboxSource, TopicSource
 from synckit_streams.connect.pipeline import Pace, Parts
-from synckit_streams.connect.places import Places, shown
+from synckit_streams.connect.places import Places
 from synckit_streams.connect.postgres_outbox import PostgresOutboxSource
 from synckit_streams.connect.record import Sink, Source
 from synckit_streams.connect.state import State
 from synckit_streams.connect.transforms import transform_for
 from synckit_streams.connect.webhook import HttpSource, Inbox
 from synckit_streams.errors import ConfigError
+from synckit_streams.ports.telemetry import Observer
+from synckit_streams.runtime.ownership import shown
 
 
-def parts_of(given: spec.Pipeline, places: Places, *, once: bool) -> Parts:
+def parts_of(given: spec.Pipeline, places: Places, *, once: bool, observer: Observer | None = None) -> Parts:
     """The parts of a pipeline, none of them opened.
 
     Args:
         given: What the file says.
         places: Where that is.
         once: Whether the sources end.
+        observer: Told of what the nodes do that read and write topics.
 
     Raises:
         ConfigError: a part cannot be made.
@@ -33,21 +37,28 @@ def parts_of(given: spec.Pipeline, places: Places, *, once: bool) -> Parts:
     source, dead_letter = given.source, given.dead_letter
     inbox = None
     if isinstance(source, spec.HttpSource):
-        inbox = Inbox(source, places.kept(f"{given.name}.inbox", source.store))
+        inbox = Inbox(source, places.kept(f"{given.name}.inbox", source.store), given.name)
     return Parts(
-        source=_source(given, places, inbox, once=once),
+        source=_source(given, places, inbox, once=once, observer=observer),
         transforms=[transform_for(each) for each in given.transforms],
-        sink=_sink(given, given.sink, places, "sink"),
+        sink=_sink(given, given.sink, places, "sink", observer),
         dead_letter=FileSink(places.dead_letter(given.name), topic=f"{given.name}.dead")
         if dead_letter is None
-        else _sink(given, dead_letter, places, "dead"),
-        state=State(places.kept(given.name, given.store), given.name),
+        else _sink(given, dead_letter, places, "dead", observer),
+        state=State(places.kept(given.name, given.store), given.name, shared=_is_shared(source)),
         pace=Pace(given.batch.records, given.batch.seconds, given.rate),
         inbox=inbox,
     )
 
 
-def _source(given: spec.Pipeline, places: Places, inbox: Inbox | None, *, once: bool) -> Source:
+def _is_shared(source: spec.AnySource) -> bool:
+    """Whether several runners may have the pipeline at a time."""
+    return isinstance(source, spec.TopicSource) and bool(source.group)
+
+
+def _source(
+    given: spec.Pipeline, places: Places, inbox: Inbox | None, *, once: bool, observer: Observer | None
+) -> Source:
     source = given.source
     match source:
         case spec.FileSource():
@@ -55,16 +66,19 @@ def _source(given: spec.Pipeline, places: Places, inbox: Inbox | None, *, once: 
         case spec.OutboxSource():
             return OutboxSource(source, places.url(source.store), f"{source.topic} {shown(source.store)}".strip())
         case spec.TopicSource():
+            name = f"{source.topic} at {shown(source.connector)}"
+            if source.group:
+                return GroupSource(source, f"{name}, group {source.group}", once=once)
             url = places.kept(f"{given.name}.source", source.store)
-            return TopicSource(source, url, f"{source.topic} at {shown(source.connector)}", once=once)
+            return TopicSource(source, url, name, once=once, observer=observer)
         case spec.PostgresOutboxSource():
             return PostgresOutboxSource(source, f"{source.table} at {shown(source.url)}")
         case spec.HttpSource():
             assert inbox is not None
-            return HttpSource(inbox, f"/hooks/{given.name}")
+            return HttpSource(inbox.queue, f"/hooks/{given.name}")
 
 
-def _sink(given: spec.Pipeline, sink: spec.AnySink, places: Places, role: str) -> Sink:
+def _sink(given: spec.Pipeline, sink: spec.AnySink, places: Places, role: str, observer: Observer | None) -> Sink:
     match sink:
         case spec.StoreSink():
             return StoreSink(sink, places.url(sink.store), shown(sink.store))
@@ -73,7 +87,8 @@ def _sink(given: spec.Pipeline, sink: spec.AnySink, places: Places, role: str) -
             if not topics:
                 raise ConfigError(f"the sink of {given.name} has no topic", hint="give it topic, or topics")
             url = places.kept(f"{given.name}.{role}", sink.store)
-            return TopicSink(sink, url, topics, f"{sink.topic or ', '.join(topics)} at {shown(sink.connector)}")
+            name = f"{sink.topic or ', '.join(topics)} at {shown(sink.connector)}"
+            return TopicSink(sink, url, topics, name, observer)
         case spec.FileSink():
             return FileSink(places.path(sink.path), topic=sink.topic, rotate_bytes=sink.rotate_bytes)
         case spec.HttpSink():

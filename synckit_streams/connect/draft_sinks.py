@@ -16,6 +16,7 @@ from synckit_streams.connect.writer import Writer, node_id_for, open_writer
 from synckit_streams.errors import IdReused, Invalid, SyncKitError, TooLarge, Unavailable
 from synckit_streams.model.codec import check_draft
 from synckit_streams.model.event import Draft
+from synckit_streams.ports.telemetry import Observer
 from synckit_streams.runtime.node import SyncNode
 
 ABOUT_A_DRAFT = (IdReused, Invalid, TooLarge)
@@ -96,12 +97,16 @@ class TopicSink:
         url: Of the node's store.
         topics: Every topic to which records may go.
         name: For people.
+        observer: Told of what the node does.
     """
 
-    def __init__(self, spec: TopicSpec, url: str, topics: Sequence[str], name: str) -> None:
+    def __init__(
+        self, spec: TopicSpec, url: str, topics: Sequence[str], name: str, observer: Observer | None = None
+    ) -> None:
         self._spec = spec
         self._url = url
         self._topics = topics
+        self._observer = observer
         self._node: SyncNode | None = None
         self.name = name
 
@@ -114,6 +119,7 @@ class TopicSink:
             topics=self._topics,
             packing=self._spec.packing,
             push_only=True,
+            observer=self._observer,
         )
         await node.open()
         self._node = node

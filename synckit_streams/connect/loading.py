@@ -15,8 +15,8 @@ from synckit_streams.connect import spec
 from synckit_streams.connect.assembly import topics_of
 from synckit_streams.connect.document import Document, Problem, Way
 from synckit_streams.connect.places import Places
-from synckit_streams.connect.writer import IN_FILES, scheme_of
 from synckit_streams.errors import ConfigError
+from synckit_streams.runtime.ownership import IN_FILES, scheme_of
 
 SUFFIXES = (".yaml", ".yml")
 FILE_BYTES_MAX = 1_000_000

@@ -9,10 +9,12 @@ from synckit_streams.connect.record import Portion, Record
 from synckit_streams.connect.spec import BATCH_RECORDS_MAX
 from synckit_streams.connect.spec import OutboxSource as OutboxSpec
 from synckit_streams.connect.spec import TopicSource as TopicSpec
-from synckit_streams.connect.writer import Reader, node_id_for
+from synckit_streams.connect.writer import node_id_for
 from synckit_streams.model.event import Offset
 from synckit_streams.ports.store import EventStore
+from synckit_streams.ports.telemetry import Observer
 from synckit_streams.runtime.node import SyncNode
+from synckit_streams.runtime.ownership import open_reader
 from synckit_streams.runtime.paging import PageSize
 
 logger = logging.getLogger("synckit_streams")
@@ -49,7 +51,7 @@ class LogReader:
         page = await self._store.log(self._topic, after=self._position, limit=min(limit, self._size.events))
         if not page:
             return None
-        self._size.learn(each.event for each in page)
+        self._size.learn([each.event for each in page])
         self._position = page[-1].offset
         return Portion([Record.of_event(each.event) for each in page if not each.twin], self._position)
 
@@ -99,7 +101,7 @@ class OutboxSource(_LogSource):
 
     async def open(self, position: Offset | None) -> None:
         """See `Source`."""
-        self._store = await Reader.open(self._url)
+        self._store = await open_reader(self._url)
         self._log = await LogReader.begin(self._store, self._spec.topic, position)
 
     async def close(self) -> None:
@@ -117,12 +119,14 @@ class TopicSource(_LogSource):
         url: Of the node's store.
         once: Meet the broker once, and end with what is there then.
         name: For people.
+        observer: Told of what the node does.
     """
 
-    def __init__(self, spec: TopicSpec, url: str, name: str, *, once: bool) -> None:
+    def __init__(self, spec: TopicSpec, url: str, name: str, *, once: bool, observer: Observer | None = None) -> None:
         self._spec = spec
         self._url = url
         self._once = once
+        self._observer = observer
         self._node: SyncNode | None = None
         self.name = name
 
@@ -133,6 +137,7 @@ class TopicSource(_LogSource):
             store=self._url,
             connectors=[self._spec.connector],
             topics=[self._spec.topic],
+            observer=self._observer,
         )
         self._node = await node.open()
         if self._once:

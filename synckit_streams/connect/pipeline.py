@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from synckit_streams.connect.dead_letter import Dead, letters
-from synckit_streams.connect.record import Later, Portion, Record, Sink, Source, Unreadable
-from synckit_streams.connect.state import State
+from synckit_streams.connect.record import Later, Portion, Record, Refusal, Sink, Source, Unreadable
+from synckit_streams.connect.state import NODE, State
 from synckit_streams.connect.transforms import Transform, transformed
 from synckit_streams.connect.webhook import Inbox
 from synckit_streams.errors import IdReused, StoreError, SyncKitError
+from synckit_streams.observe.fanout import Observers
 from synckit_streams.ports.operation import Standing, Webhook
 from synckit_streams.ports.operation import State as Condition
+from synckit_streams.ports.telemetry import TRACES_MAX, Lagged, Moved, Observer, Stalled
 from synckit_streams.runtime.autosync import BACKOFF_BASE_MS, BACKOFF_MS_MAX
 from synckit_streams.sync.pace import next_delay_ms
 
@@ -58,6 +61,14 @@ class Parts(NamedTuple):
     """Of a webhook: it takes what comes as long as the pipeline is not stopped."""
 
 
+class _Written(NamedTuple):
+    """What became of a portion: records that the sink took, that it refused, and that are dead letters."""
+
+    taken: int
+    refused: int
+    dead: int
+
+
 class Pipeline:
     """See the module's text.
 
@@ -66,15 +77,20 @@ class Pipeline:
         parts: What it is made of.
         once: End when the source has nothing more, and at the first failure.
         dice: A draw from [0, 1).
+        observer: Told of what it does.
     """
 
-    def __init__(self, name: str, parts: Parts, *, once: bool, dice: Callable[[], float]) -> None:
+    def __init__(
+        self, name: str, parts: Parts, *, once: bool, dice: Callable[[], float], observer: Observer | None = None
+    ) -> None:
         self.name = name
         self.error: Exception | None = None
         """Why it failed last."""
         self._parts = parts
         self._once = once
         self._dice = dice
+        # What an observer raises is not the pipeline's failure.
+        self._observers = Observers() if observer is None else Observers(observer)
         self._condition: Condition = "stopped"
         self._moved = self._dead = 0
         self._lag: int | None = None
@@ -94,7 +110,7 @@ class Pipeline:
         self._ends = False
         self._condition = "running"
         if self._parts.inbox is not None:
-            self._parts.inbox.begin()
+            self._parts.inbox.queue.begin()
         self._task = asyncio.create_task(self._run(), name=f"synckit-connect-{self.name}")
 
     @property
@@ -125,7 +141,7 @@ class Pipeline:
                 task.cancel()
                 await asyncio.wait([task])
         if self._parts.inbox is not None:
-            await self._parts.inbox.close()
+            await self._parts.inbox.queue.close()
         self._condition = "stopped"
         if not task.cancelled() and (error := task.exception()):
             logger.error("the pipeline %s did not end well", self.name, exc_info=error)
@@ -192,6 +208,8 @@ class Pipeline:
         self._failures += 1
         self.error = error
         self._condition = "failed"
+        code = error.code if isinstance(error, SyncKitError) else type(error).__name__
+        self._observers.observe(Stalled(node=NODE, pipeline=self.name, error=code))
         if not isinstance(error, SyncKitError):  # a defect, of ours or of a client's
             logger.error("the pipeline %s failed", self.name, exc_info=error)
 
@@ -224,16 +242,21 @@ class Pipeline:
         await parts.source.open(await parts.state.position())
         await parts.sink.open()
         await parts.dead_letter.open()
+        limit = pace.records if not pace.rate else min(pace.records, max(int(pace.rate), 1))
+        ahead: Portion | None = None
+        """What was read while the portion before it was written."""
         while not self._halt.is_set():
             await self._keep_pace()
             if self._halt.is_set():
                 return
-            limit = pace.records if not pace.rate else min(pace.records, max(int(pace.rate), 1))
-            portion = await parts.source.read(limit)
+            portion = ahead or await parts.source.read(limit)
             await self._look_at_lag(at_end=portion is None)
             if portion is not None:
-                await self._deliver(portion)
-                if pace.seconds and len(portion.items) < limit and not self._once:
+                full = len(portion.items) >= limit
+                # Where there is more, it is read meanwhile; otherwise others may still come to be written together.
+                with self._observers.operation("move", node=NODE):
+                    ahead = await self._deliver(portion, limit if full else 0)
+                if pace.seconds and not full and not self._once:
                     await self._unless_halted(asyncio.sleep(pace.seconds))
             elif self._once:
                 await parts.sink.settle()
@@ -249,19 +272,57 @@ class Pipeline:
         if now >= self._lag_due or (at_end and self._lag != 0):
             self._lag = await self._parts.source.lag()
             self._lag_due = now + LAG_S
+            if self._lag is not None:
+                self._observers.observe(Lagged(node=NODE, pipeline=self.name, records=self._lag))
 
     def _well(self) -> None:
         self._failures = 0
         if self._condition == "failed":
             self._condition = "running"
 
-    async def _deliver(self, portion: Portion) -> None:
-        """Everything of it is with the sink or the dead letter when the position moves."""
+    async def _deliver(self, portion: Portion, next_limit: int) -> Portion | None:
+        """Everything of it is with the sink or the dead letter when the position moves; gives the next portion, of at
+        most so many items, which was read meanwhile."""
+        source, started = self._parts.source, time.monotonic()
+        reading = asyncio.create_task(source.read(next_limit)) if next_limit else None
+        try:
+            written = await self._write(portion)
+            if reading is not None:
+                await asyncio.wait([reading])
+        finally:
+            if reading is not None:
+                reading.cancel()
+                await asyncio.gather(reading, return_exceptions=True)
+        if portion.position is not None:
+            await self._parts.state.move(portion.position)
+        await source.done(portion)
+        self._charge(written.taken + written.refused)
+        self._moved += written.taken
+        self._dead += written.dead
+        self._well()
+        records = (item for item in portion.items if isinstance(item, Record))
+        traces = tuple({record.traceparent: None for record in records if record.traceparent})
+        self._observers.observe(
+            Moved(
+                node=NODE,
+                pipeline=self.name,
+                records=len(portion.items),
+                delivered=written.taken,
+                dead=written.dead,
+                traceparents=traces[:TRACES_MAX],
+                traces=len(traces),
+                duration_s=time.monotonic() - started,
+            )
+        )
+        return reading.result() if reading is not None else None
+
+    async def _write(self, portion: Portion) -> _Written:
+        """What the transforms make of it goes to the sink, and what cannot go there to the dead letter."""
         attempts = self._failures + 1
         records: list[Record] = []
         dead: list[Dead] = []
         origins: dict[int, Record] = {}
-        refused = 0
+        refusals: Sequence[Refusal] = ()
         for item in portion.items:
             if isinstance(item, Unreadable):
                 dead.append(Dead(item, item.error, 1))
@@ -276,17 +337,10 @@ class Pipeline:
                 records.append(record)
         if records:
             refusals = await self._parts.sink.write(records)
-            refused = len(refusals)
             dead += [Dead(origins[id(each.record)], each.error, attempts) for each in refusals]
         if dead:
             await self._bury(dead)
-        if portion.position is not None:
-            await self._parts.state.move(portion.position)
-        await self._parts.source.done(portion)
-        self._charge(len(records))
-        self._moved += len(records) - refused
-        self._dead += len(dead)
-        self._well()
+        return _Written(len(records) - len(refusals), len(refusals), len(dead))
 
     async def _keep_pace(self) -> None:
         """Wait until the rate allows more."""

@@ -5,14 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from urllib.parse import quote
 
-from synckit_streams.connect.writer import IN_FILES
 from synckit_streams.errors import ConfigError
-
-
-def shown(url: str) -> str:
-    """A URL for people: without user, password and options."""
-    scheme, colon, rest = url.partition("#")[0].partition("?")[0].partition("://")
-    return f"{scheme}{colon}{rest if scheme.lower() in IN_FILES else rest.rpartition('@')[2]}"
+from synckit_streams.runtime.ownership import IN_FILES
 
 
 class Places:

@@ -12,7 +12,7 @@ A lock of the session keeps a second process away from the table.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections import deque
 from contextlib import suppress
 from hashlib import sha256
 from typing import Any
@@ -26,6 +26,8 @@ from synckit_streams.stores.postgres_url import parse_url
 
 WRONG_NAMES = ("42P01", "42703", "3F000", "42883")
 """SQLSTATE: there is no such table, column or schema, or it is of another type."""
+NAMES = ("aggregatetype", "aggregateid", "type")
+"""Columns that every row must fill."""
 
 
 class PostgresOutboxSource:
@@ -41,10 +43,10 @@ class PostgresOutboxSource:
         self._spec = spec
         self._link = Link(parse_url(spec.url).dsn)
         self._table = ".".join(_quoted(each) for each in spec.table.split("."))
-        self._open = f"WHERE {_quoted(spec.mark)} IS NULL" if spec.after == "mark" else ""
+        self._open = f"{_quoted(spec.mark)} IS NULL" if spec.after == "mark" else "true"
         self._connection: Any = None
-        self._reading: Sequence[Any] = ()
-        """Ids of the rows that are on their way, as the driver gave them."""
+        self._under_way: deque[list[Any]] = deque()
+        """Ids of the rows that are on their way, by portion, as the driver gave them."""
         self._woken = asyncio.Event()
         self.name = name
 
@@ -83,28 +85,26 @@ class PostgresOutboxSource:
         """See `Source`."""
         self._woken.clear()
         rows = await self._fetch(
-            f"SELECT id, aggregatetype, aggregateid, type, payload FROM {self._table} {self._open} "
-            f"ORDER BY {_quoted(self._spec.order)} LIMIT $1",
+            f"SELECT id, {', '.join(NAMES)}, payload FROM {self._table} "
+            f"WHERE {self._open} AND id <> ALL ($2) ORDER BY {_quoted(self._spec.order)} LIMIT $1",
             limit,
+            [id for ids in self._under_way for id in ids],
         )
-        self._reading = [row["id"] for row in rows]
-        return Portion([self._item(row) for row in rows], None) if rows else None
+        if not rows:
+            return None
+        self._under_way.append([row["id"] for row in rows])
+        return Portion([self._item(row) for row in rows], None)
 
     def _item(self, row: Any) -> Record | Unreadable:
-        id, payload = str(row["id"]), row["payload"]
+        id, *names, payload = row
         if payload is None:
             payload = b"null"  # a tombstone of Debezium's
         raw = payload if isinstance(payload, bytes) else str(payload).encode()
-        names = {name: row[name] for name in ("aggregatetype", "aggregateid", "type")}
-        if missing := [name for name, value in names.items() if value is None or str(value) == ""]:
-            return Unreadable(id, raw, Invalid(f"the row has no {' and no '.join(missing)}"))
-        return Record(
-            id=id,
-            type=str(names["type"]),
-            aggregate_id=str(names["aggregateid"]),
-            payload=raw,
-            topic=str(names["aggregatetype"]),
-        )
+        topic, aggregate_id, type = ["" if name is None else str(name) for name in names]
+        if not (topic and aggregate_id and type):
+            missing = [name for name, value in zip(NAMES, (topic, aggregate_id, type), strict=True) if not value]
+            return Unreadable(str(id), raw, Invalid(f"the row has no {' and no '.join(missing)}"))
+        return Record(id=str(id), type=type, aggregate_id=aggregate_id, payload=raw, topic=topic)
 
     async def wait(self) -> None:
         """See `Source`."""
@@ -118,17 +118,18 @@ class PostgresOutboxSource:
             sql = f"UPDATE {self._table} SET {_quoted(self._spec.mark)} = now() WHERE id = ANY($1)"
         else:
             sql = f"DELETE FROM {self._table} WHERE id = ANY($1)"
-        await self._fetch(sql, list(self._reading))
-        self._reading = ()
+        await self._fetch(sql, self._under_way[0])
+        self._under_way.popleft()
 
     async def lag(self) -> int | None:
         """Rows that are open and not on their way."""
-        ((rows,),) = await self._fetch(f"SELECT count(*) FROM {self._table} {self._open}")
-        return max(int(rows) - len(self._reading), 0)
+        ((rows,),) = await self._fetch(f"SELECT count(*) FROM {self._table} WHERE {self._open}")
+        return max(int(rows) - sum(map(len, self._under_way)), 0)
 
     async def close(self) -> None:
         """See `Source`. The lock goes with the connection."""
         connection, self._connection = self._connection, None
+        self._under_way.clear()
         if connection is not None:
             connection.terminate()
 

@@ -33,6 +33,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         routed: Where a transform sends it; "" leaves it to the sink.
         metadata: Notes that travel with it.
         schema_version: Of the type's data.
+        traceparent: Of its writing, where it was an event; a trace is followed from there by a link.
     """
 
     id: str
@@ -43,6 +44,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     routed: str = ""
     metadata: Mapping[str, Any] = {}
     schema_version: int = 1
+    traceparent: str = ""
 
     @property
     def data(self) -> Any:
@@ -93,6 +95,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
             topic=event.topic,
             metadata=event.metadata,
             schema_version=event.schema_version,
+            traceparent=event.traceparent,
         )
 
 
@@ -153,13 +156,14 @@ class Source(Protocol):
         """Begin behind a position; None is from the beginning."""
 
     async def read(self, limit: int) -> Portion | None:
-        """The next portion, of at most `limit` items; None if there is nothing at this moment."""
+        """The next portion, of at most `limit` items; None if there is nothing at this moment. The sink may still be
+        busy with the portion before it."""
 
     async def wait(self) -> None:
         """Until there may be more, or a moment has passed. May be cancelled."""
 
     async def done(self, portion: Portion) -> None:
-        """The sink has it durably."""
+        """The sink has it durably. Portions are done in the order in which they were read."""
 
     async def lag(self) -> int | None:
         """How many records are there and were not read yet; None if that is not known."""

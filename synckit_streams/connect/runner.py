@@ -16,6 +16,7 @@ from synckit_streams.connect.pipeline import DRAIN_S, Pipeline
 from synckit_streams.connect.spec import Pipeline as Spec
 from synckit_streams.errors import ConfigError, SyncKitError
 from synckit_streams.ports.operation import Check, Standing, Webhook
+from synckit_streams.ports.telemetry import Observer
 
 logger = logging.getLogger("synckit_streams")
 
@@ -47,6 +48,7 @@ class Runner:
         once: Each pipeline ends when its source has nothing more.
         state: In which folder the pipelines keep what they remember; None is beside each file.
         environment: What `${NAME}` in a file means; the process's own by default.
+        observer: Told of what the pipelines do, and their nodes.
     """
 
     name = "connect"
@@ -59,10 +61,12 @@ class Runner:
         once: bool = False,
         state: Path | None = None,
         environment: Mapping[str, str] | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self._paths = list(paths)
         self._once = once
         self._state = state
+        self._observer = observer
         self._environment = os.environ if environment is None else environment
         self._running: dict[str, _Running] = {}
         self._turn = asyncio.Lock()
@@ -98,8 +102,9 @@ class Runner:
         return {each.pipeline.name: _Running(each, self._make(each)) for each in declared}
 
     def _make(self, declared: Declared) -> Pipeline:
-        parts = parts_of(declared.pipeline, declared.places, once=self._once)
-        return Pipeline(declared.pipeline.name, parts, once=self._once, dice=self._dice)
+        parts = parts_of(declared.pipeline, declared.places, once=self._once, observer=self._observer)
+        name = declared.pipeline.name
+        return Pipeline(name, parts, once=self._once, dice=self._dice, observer=self._observer)
 
     async def reload(self) -> Reloaded:
         """Read the files again; only what they say otherwise is restarted. Where something is wrong with them,

@@ -8,12 +8,15 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from synckit_streams.errors import SyncKitError
-from synckit_streams.model.codec import check_node_id, check_topic
+from synckit_streams.model.codec import PAYLOAD_BYTES_MAX, check_node_id, check_topic
 from synckit_streams.model.pointer import check_pointer
 from synckit_streams.runtime.envelope import PACKINGS
 
 BATCH_RECORDS_MAX = 10_000
 """Records that move at a time."""
+KEPT_BYTES = 64 * 1024 * 1024
+KEPT_BYTES_MAX = 1024 * 1024 * 1024
+"""What waits in the inbox of a webhook; it has to fit into the memory."""
 PIPELINE_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
 """A name is part of file names and of URLs."""
 
@@ -108,6 +111,13 @@ class TopicSource(Spec):
     topic: TopicName = Field(description="Which topic.")
     node: NodeId = Field("", description=NODE_TEXT)
     store: str = Field("", description="URL of the node's store. Default: a file in the state folder.")
+    group: str = Field("", description="Share the topic with every runner that names the same group.")
+
+    @model_validator(mode="after")
+    def _is_a_node_or_a_member(self) -> Self:
+        if self.group and (self.node or self.store):
+            raise ValueError("a member of a group has no node and no store: leave node and store out")
+        return self
 
 
 class PostgresOutboxSource(Spec):
@@ -142,6 +152,12 @@ class HttpSource(Spec):
     signature_header: str = Field("x-hub-signature-256", description="Header that has the signature, in hex.")
     token: str = Field("", description="What the sender gives as Authorization: Bearer.")
     store: str = Field("", description="URL of the store that keeps what came. Default: a file in the state folder.")
+    kept_bytes: int = Field(
+        KEPT_BYTES,
+        ge=PAYLOAD_BYTES_MAX,
+        le=KEPT_BYTES_MAX,
+        description="At most so much waits to be passed on; beyond it the answer is 503.",
+    )
 
     @model_validator(mode="after")
     def _is_guarded_once(self) -> Self:

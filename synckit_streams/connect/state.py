@@ -13,15 +13,32 @@ import secrets
 from collections.abc import Sequence
 from contextlib import suppress
 
-from synckit_streams.connect.writer import owner_of
 from synckit_streams.errors import ConfigError, StoreInUse, SyncKitError
 from synckit_streams.model.event import Offset
 from synckit_streams.ports.store import EventStore, Lease, Opening
+from synckit_streams.runtime.ownership import owner_of
 from synckit_streams.runtime.registry import store_for
 
 NODE = "connect"
 """As what the store is opened: no events are written under it."""
 LEASE_S = 30.0
+
+
+async def open_ours(url: str) -> EventStore:
+    """A store in which a pipeline keeps something for itself.
+
+    Raises:
+        StoreInUse: another process has it.
+        ConfigError: the store is a node's.
+    """
+    node = await owner_of(url)
+    if node not in ("", NODE):
+        raise ConfigError(
+            f"a pipeline cannot keep anything in the store of the node {node!r}", hint="name another store, or none"
+        )
+    store = store_for(url)
+    await store.open(Opening(node=NODE, topics=(), dice=os.urandom))
+    return store
 
 
 class State:
@@ -30,10 +47,12 @@ class State:
     Args:
         url: Of the store.
         pipeline: Its name.
+        shared: Several processes may have the pipeline at a time: it keeps no position here.
     """
 
-    def __init__(self, url: str, pipeline: str) -> None:
+    def __init__(self, url: str, pipeline: str, *, shared: bool = False) -> None:
         self._url = url
+        self._shared = shared
         self._position = f"connect/{pipeline}"
         self._switch = f"connect/{pipeline}/paused"
         self._store: EventStore | None = None
@@ -52,15 +71,8 @@ class State:
             await self._open()
 
     async def _open(self) -> None:
-        node = await owner_of(self._url)
-        if node not in ("", NODE):
-            raise ConfigError(
-                f"the store for the position belongs to the node {node!r}", hint="name another one, or none"
-            )
-        store = store_for(self._url)
-        await store.open(Opening(node=NODE, topics=(), dice=os.urandom))
-        self._store = store
-        if store.features.shared and store.features.leases:
+        store = self._store = await open_ours(self._url)
+        if store.features.shared and store.features.leases and not self._shared:
             self._leases = await store.lease([self._position], secrets.token_hex(8), ttl_s=LEASE_S)
             if not self._leases:
                 await self._close()

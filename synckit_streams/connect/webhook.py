@@ -1,7 +1,8 @@
 """A webhook as a source: what comes is in a store before it is answered, and goes on from there.
 
-The inbox is a node's log of its own. It takes what comes also while the pipeline is paused or its sink is away, as long
-as its process runs. A sender that repeats what was answered too late has the same id again, if it gives one.
+The inbox takes what comes also while the pipeline is paused or its sink is away, as long as its process runs and there
+is room. What was passed on is forgotten. A sender that repeats what was answered too late has the same id again, if it
+gives one; the sink knows it.
 """
 
 from __future__ import annotations
@@ -9,22 +10,20 @@ from __future__ import annotations
 import asyncio
 import hmac
 import uuid
+from collections import deque
 from collections.abc import Mapping
 
-from msgspec.structs import replace
-
-from synckit_streams.connect.log_sources import LOOK_S, LogReader
+from synckit_streams.connect.queue import Queue
 from synckit_streams.connect.record import Portion, Record
 from synckit_streams.connect.shape import Shape
 from synckit_streams.connect.spec import HttpSource as Spec
-from synckit_streams.connect.writer import node_id_for
 from synckit_streams.errors import IdReused, Invalid, StoreError, TooLarge
 from synckit_streams.model.codec import PAYLOAD_BYTES_MAX
 from synckit_streams.model.event import Offset
 from synckit_streams.ports.operation import Hooked
-from synckit_streams.runtime.node import SyncNode
 
-TOPIC = "webhook"
+LOOK_S = 1.0
+"""After so long without an arrival it is looked whether another process has put something there."""
 
 
 class Inbox:
@@ -32,44 +31,14 @@ class Inbox:
 
     Args:
         spec: What the pipeline's file says.
-        url: Of the store.
+        url: Of the store in which it waits.
+        pipeline: Whose it is.
     """
 
-    def __init__(self, spec: Spec, url: str) -> None:
+    def __init__(self, spec: Spec, url: str, pipeline: str) -> None:
         self._spec = spec
-        self._url = url
         self._shape = Shape(spec.type, spec.aggregate_id, spec.id)
-        self._node: SyncNode | None = None
-        self._turn = asyncio.Lock()
-        self._closed = False
-        self.arrived = asyncio.Event()
-        """Set by whatever comes."""
-
-    async def node(self) -> SyncNode:
-        """The inbox itself, opened when it is first needed.
-
-        Raises:
-            StoreError: it cannot be opened, or its pipeline has ended.
-        """
-        async with self._turn:
-            if self._closed:
-                raise StoreError("this pipeline has ended")
-            if self._node is None:
-                made = SyncNode(await node_id_for(self._url, ""), store=self._url)
-                self._node = await made.open()
-            return self._node
-
-    def begin(self) -> None:
-        """It may be opened again."""
-        self._closed = False
-
-    async def close(self) -> None:
-        """Take nothing more."""
-        async with self._turn:
-            self._closed = True
-            node, self._node = self._node, None
-            if node is not None:
-                await node.close()
+        self.queue = Queue(url, pipeline, spec.kept_bytes)
 
     async def __call__(self, headers: Mapping[str, str], body: bytes) -> Hooked:
         """See `Webhook`."""
@@ -81,16 +50,13 @@ class Inbox:
         if not id:
             return Hooked(400, f"the header {self._spec.id_header} is missing")
         try:
-            record = self._shape.record(body, id)
-            node = await self.node()
-            await node.append(record.draft(TOPIC))
+            await self.queue.put(self._shape.record(body, id))
         except (Invalid, TooLarge) as error:
             return Hooked(400, error.message)
         except IdReused:
-            return Hooked(409, "this id came before, with another content")
+            return Hooked(409, "this id came before, with another content, and waits to be passed on")
         except StoreError as error:
             return Hooked(503, error.message)
-        self.arrived.set()
         return Hooked(202)
 
     def _is_allowed(self, headers: Mapping[str, str], body: bytes) -> bool:
@@ -108,50 +74,49 @@ class Inbox:
 
 
 class HttpSource:
-    """Reads the inbox.
+    """Passes on what waits in the inbox.
 
     Args:
-        inbox: The webhook's.
+        queue: In which it waits.
         name: For people.
     """
 
-    def __init__(self, inbox: Inbox, name: str) -> None:
-        self._inbox = inbox
-        self._log: LogReader | None = None
+    def __init__(self, queue: Queue, name: str) -> None:
+        self._queue = queue
+        self._under_way: deque[list[Record]] = deque()
         self.name = name
 
     async def open(self, position: Offset | None) -> None:
-        """See `Source`."""
-        node = await self._inbox.node()
-        self._log = await LogReader.begin(node.store, TOPIC, position)
+        """See `Source`; what is still in the inbox is the position."""
+        await self._queue.open()
+        self._queue.rewind()
+        self._under_way.clear()
 
     async def read(self, limit: int) -> Portion | None:
         """See `Source`."""
-        assert self._log is not None
-        self._inbox.arrived.clear()
-        portion = await self._log.read(limit)
-        if portion is None:
+        records = await self._queue.take(limit)
+        if not records:
             return None
-        # The inbox's topic is none of the record's.
-        items = [replace(item, topic="") if isinstance(item, Record) else item for item in portion.items]
-        return Portion(items, portion.position)
+        self._under_way.append(records)
+        return Portion(records, None)
 
     async def wait(self) -> None:
         """See `Source`."""
         try:
-            async with asyncio.timeout(LOOK_S * 5):
-                await self._inbox.arrived.wait()
+            async with asyncio.timeout(LOOK_S):
+                await self._queue.arrived.wait()
         except TimeoutError:
             return
 
     async def done(self, portion: Portion) -> None:
-        """The position says it."""
+        """Forget it."""
+        await self._queue.remove(self._under_way[0])
+        self._under_way.popleft()
 
     async def lag(self) -> int | None:
         """See `Source`."""
-        assert self._log is not None
-        return await self._log.lag()
+        return await self._queue.left()
 
     async def close(self) -> None:
         """The inbox stays open."""
-        self._log = None
+        self._queue.rewind()

@@ -1,4 +1,5 @@
-"""OpenTelemetry: a span around every append, sync, publish, receive, call of a handler and page of a projection.
+"""OpenTelemetry: a span around every append, sync, publish, receive, call of a handler, page of a projection and
+portion of a pipeline.
 
 Hours may pass between a write and its arrival, so nothing is the parent of anything on another node: the context of the
 writing travels inside the event, and whoever publishes or receives it *links* to it. Each sync is a trace of its own.
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from synckit_streams.errors import MissingDependency, SyncKitError
-from synckit_streams.ports.telemetry import Appended, Detail, Handled, Projected, Published, Received, Synced
+from synckit_streams.ports.telemetry import Appended, Detail, Handled, Moved, Projected, Published, Received, Synced
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span, SpanContext, SpanKind, Tracer, TracerProvider
@@ -32,6 +33,7 @@ _OPERATION_TYPES = {
     "receive": "receive",
     "handle": "process",
     "project": "process",
+    "move": "process",
 }
 """What the conventions call them; a sync is none of theirs."""
 
@@ -58,6 +60,7 @@ class OtelObserver:
             Synced: ("sync", self._synced),
             Handled: ("handle", self._handled),
             Projected: ("project", self._projected),
+            Moved: ("move", self._moved),
         }
 
     def operation(self, name: str, *, node: str) -> AbstractContextManager[str]:
@@ -112,6 +115,12 @@ class OtelObserver:
     def _projected(self, span: Span, detail: Projected) -> None:
         span.update_name(f"project {detail.projection}")
         span.set_attribute("messaging.batch.message_count", detail.events)
+        span.set_attributes(_attributes(detail))
+        self._link(span, detail.traceparents, detail.traces)
+
+    def _moved(self, span: Span, detail: Moved) -> None:
+        span.update_name(f"move {detail.pipeline}")
+        span.set_attribute("messaging.batch.message_count", detail.records)
         span.set_attributes(_attributes(detail))
         self._link(span, detail.traceparents, detail.traces)
 

@@ -17,11 +17,14 @@ from synckit_streams.ports.telemetry import (
     Appended,
     Detail,
     Handled,
+    Lagged,
     Link,
+    Moved,
     Progressed,
     Projected,
     Published,
     Received,
+    Stalled,
     Synced,
 )
 
@@ -32,7 +35,7 @@ SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 """Bounds of a batch's duration: a durable commit takes half a millisecond on a good disk."""
 SYNC_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
 
-OUR_LABELS = frozenset({"node", "connector", "topic", "projection", "result", "type", "kind", "to", "le"})
+OUR_LABELS = frozenset({"node", "connector", "topic", "projection", "pipeline", "result", "type", "kind", "to", "le"})
 
 _label = re.compile("[a-zA-Z][a-zA-Z0-9_]*").fullmatch
 
@@ -67,6 +70,9 @@ class PrometheusObserver:
             Projected: self._projected(),
             Handled: self._handled(),
             Progressed: self._progressed(),
+            Moved: self._moved(),
+            Lagged: self._lagged(),
+            Stalled: self._stalled(),
             Link: self._link(),
             Alarmed: self._alarmed(),
         }
@@ -206,6 +212,43 @@ class PrometheusObserver:
             lag(each.lag, *who)
             lanes(each.lanes, *who)
             seconds(each.duration_s, *who)
+
+        return tell
+
+    def _moved(self) -> Tell:
+        make = self._metrics
+        read = make.counter("pipeline_records_read", "Records that the source gave.", "pipeline")
+        delivered = make.counter("pipeline_records_delivered", "Records that the sink took.", "pipeline")
+        dead = make.counter("pipeline_records_dead", "Records that went to the dead letter.", "pipeline")
+        seconds = make.histogram(
+            "pipeline_move_duration_seconds", "One portion, until its position has moved.", SECONDS, "pipeline"
+        )
+
+        def tell(each: Moved) -> None:
+            who = (each.node, each.pipeline)
+            read(each.records, *who)
+            delivered(each.delivered, *who)
+            dead(each.dead, *who)
+            seconds(each.duration_s, *who)
+
+        return tell
+
+    def _lagged(self) -> Tell:
+        lag = self._metrics.gauge("pipeline_lag_records", "Records that were not delivered yet.", "pipeline")
+
+        def tell(each: Lagged) -> None:
+            lag(each.records, each.node, each.pipeline)
+
+        return tell
+
+    def _stalled(self) -> Tell:
+        names = error_names()
+        failures = self._metrics.counter(
+            "pipeline_failures", "Times that it failed and tried again, by the error's class.", "pipeline", "type"
+        )
+
+        def tell(each: Stalled) -> None:
+            failures(1, each.node, each.pipeline, names.get(each.error, each.error))
 
         return tell
 

@@ -88,6 +88,7 @@ class Standing(NamedTuple):
     error: str = ""
 
 
+@runtime_checkable
 class Pipelines(Protocol):
     """What can be looked at, paused and restarted by name. Unknown names raise `KeyError`."""
 
@@ -118,3 +119,12 @@ class Hooked(NamedTuple):
 
 Webhook = Callable[[Mapping[str, str], bytes], Awaitable[Hooked]]
 """Takes headers (names in lower case) and a body; returns when what came is durably kept."""
+
+
+@runtime_checkable
+class Hooks(Protocol):
+    """A service that takes webhooks."""
+
+    @property
+    def hooks(self) -> Mapping[str, Webhook]:
+        """By name; it may change while it runs."""

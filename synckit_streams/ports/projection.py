@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from synckit_streams.model.event import Stored
@@ -47,6 +47,9 @@ class Projection(Protocol):
         topics: Which to follow; empty for every topic.
         types: Which types of event; empty for every type.
         resolved: Whether it wants `Batch.changes`: the aggregates as the node's resolver sees them.
+
+    It may also have `batch`, most events in one call (1,000). As long as it is far behind, several calls share a
+    transaction: up to 10,000 events, or what fits into 50 ms.
     """
 
     # Properties, so that a plain class attribute of any sequence type will do; a mutable member would be invariant.
@@ -67,3 +70,43 @@ class Projection(Protocol):
 
     async def reset(self, tx: Transaction) -> None:
         """Make the read model empty (its tables included, if they are not there yet)."""
+
+
+class StreamedProjection(Protocol):
+    """A read model that adds up a whole transaction before it writes: `apply` is called once, and takes the pages.
+
+    Only one page is in memory, however many there are. A million events that change ten thousand rows are then some ten
+    thousand upserts a transaction instead of a million.
+
+    Attributes:
+        name: See `Projection`, as the other ones.
+        streamed: True.
+        batch: Most events in one transaction, up to 1,000,000.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def topics(self) -> Sequence[str]: ...
+
+    @property
+    def types(self) -> Sequence[str]: ...
+
+    @property
+    def resolved(self) -> bool: ...
+
+    @property
+    def batch(self) -> int: ...
+
+    @property
+    def streamed(self) -> bool: ...
+
+    async def apply(self, pages: AsyncIterator[Batch], tx: Transaction) -> None:
+        """Change the read model. Pages that were not taken come again with the next call."""
+
+    async def reset(self, tx: Transaction) -> None:
+        """Make the read model empty (its tables included, if they are not there yet)."""
+
+
+AnyProjection = Projection | StreamedProjection

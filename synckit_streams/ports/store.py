@@ -254,6 +254,10 @@ class EventStore(Protocol):
     async def aggregate(self, topic: str, aggregate_id: str) -> Sequence[Event]:
         """Every event of one aggregate, twins included, in commit order."""
 
+    async def aggregate_many(self, wanted: Sequence[tuple[str, str]]) -> Sequence[Sequence[Event]]:
+        """The same of some aggregates (topic and id), in the order in which they are named; few enough, and small
+        enough, to be in memory together. A store that has to ask elsewhere asks once for all of them."""
+
     async def aggregates(self, topic: str, *, after: str, limit: int) -> Sequence[str]:
         """The next page of aggregate ids of a topic, in an order of the store's own that never changes; "" starts."""
 

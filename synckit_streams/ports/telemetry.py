@@ -126,6 +126,39 @@ class Progressed(Detail, frozen=True, kw_only=True):
     duration_s: float
 
 
+class Moved(Detail, frozen=True, kw_only=True):
+    """A pipeline has delivered a portion: it is with the sink or the dead letter, and the position has moved.
+
+    `traces` as in `Published`, where the records were events.
+    """
+
+    pipeline: str
+    records: int
+    """That the source gave; what a filter passed over is in neither of the others."""
+    delivered: int
+    """Records that the sink took."""
+    dead: int
+    """Records that went to the dead letter."""
+    traceparents: Sequence[str] = ()
+    traces: int = 0
+    duration_s: float
+
+
+class Lagged(Detail, frozen=True, kw_only=True):
+    """A pipeline asked its source how much is left; told every few seconds."""
+
+    pipeline: str
+    records: int
+    """That are there and were not delivered yet."""
+
+
+class Stalled(Detail, frozen=True, kw_only=True):
+    """A pipeline failed, and tries again; `error` is the code of why, or the exception's class."""
+
+    pipeline: str
+    error: str
+
+
 class Link(Detail, frozen=True, kw_only=True):
     """The connection to a broker changed: `up`, `down`, and why."""
 
@@ -147,8 +180,8 @@ class Observer(Protocol):
     """Whoever watches."""
 
     def operation(self, name: str, *, node: str) -> AbstractContextManager[str]:
-        """Around `append`, `sync`, `publish`, `receive`, `handle` and `project`; gives the W3C traceparent to store, ""
-        for none."""
+        """Around `append`, `sync`, `publish`, `receive`, `handle`, `project` and, of a pipeline, `move`; gives the W3C
+        traceparent to store, "" for none."""
 
     def observe(self, detail: Detail) -> None:
         """One thing that happened."""

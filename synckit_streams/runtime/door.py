@@ -71,7 +71,7 @@ class Host(Protocol):
 
     async def sync(self, *, timeout_s: float = ...) -> SyncResult: ...
 
-    async def switch(self, projections: Sequence[str], what: Want) -> None: ...
+    async def switch(self, projections: Sequence[str], what: Want, *, position: int = 0) -> None: ...
 
 
 # -------------------------------------------------------------------------------------------------------- where it is
@@ -251,8 +251,8 @@ class Door:
             match request:
                 case AskAppend(drafts):
                     return Answer(receipt=await append_counted(self._node, [each.draft() for each in drafts]))
-                case AskSwitch(projections, what):
-                    await self._node.switch(projections, what)
+                case AskSwitch(projections, what, position):
+                    await self._node.switch(projections, what, position=position)
                     return Answer()
                 case AskSync(timeout_s):
                     return Answer(synced=Synced.of(await self._node.sync(timeout_s=timeout_s)))

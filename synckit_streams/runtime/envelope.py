@@ -152,4 +152,6 @@ def fingerprint(message: Message) -> bytes:
 
 def traces_of(events: Iterable[Event]) -> list[str]:
     """The different trace contexts that some events carry, in order of first appearance."""
-    return list({event.traceparent: None for event in events if event.traceparent})
+    found = dict.fromkeys([event.traceparent for event in events])
+    found.pop("", None)
+    return list(found)

@@ -85,6 +85,7 @@ class AskSwitch(msgspec.Struct, frozen=True, tag_field="ask", tag="switch"):
 
     projections: list[str]
     want: Want
+    position: int = 0
 
 
 Request: TypeAlias = AskAbout | AskAppend | AskSync | AskSwitch

@@ -30,6 +30,7 @@ class Follower:
         self._driver = driver
         self._projector = projector
         self._due = asyncio.Event()
+        projector.tenure.gained = self.poke
 
     def poke(self) -> None:
         """Look at once."""
@@ -46,9 +47,10 @@ class Follower:
             try:
                 listening = asyncio.create_task(self._listen())
                 try:
-                    while not listening.done():
-                        await self._look()
-                        failures = 0
+                    async with self._projector.tenure.held():
+                        while not listening.done():
+                            await self._look()
+                            failures = 0
                 finally:
                     listening.cancel()
                     await asyncio.wait([listening])
@@ -69,10 +71,12 @@ class Follower:
 
     async def _look(self) -> None:
         self._due.clear()
-        _, failed = await self._projector.catch_up()
+        _, failed = await self._projector.catch_up(patient=True)
         for failure in failed:
             logger.error("%s: %s", self._driver.settings.node, failure, exc_info=failure)
         await asyncio.sleep(PAUSE_S)
+        now_ms = self._driver.world.wall_ms()
+        due_s = [(each.due_ms - now_ms) / 1000 for each in self._projector.failing.values()]
         with suppress(TimeoutError):
-            async with asyncio.timeout(LOOK_S):
+            async with asyncio.timeout(max(min([LOOK_S, *due_s]), 0)):
                 await self._due.wait()

@@ -263,7 +263,7 @@ class Group:
                 self._reading = False
                 await self._bell.wait()
                 continue
-            self._page_size.learn(each.event for each in page)
+            self._page_size.learn([each.event for each in page])
             for stored in page:
                 self._deal(stored)
             desk.read = page[-1].position

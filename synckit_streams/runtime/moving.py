@@ -31,7 +31,7 @@ from synckit_streams.model.codec import event_hash
 from synckit_streams.model.event import Offset
 from synckit_streams.model.exchange import Moved, Quarantined, Summary
 from synckit_streams.ports.store import EventStore, Opening
-from synckit_streams.runtime.projector import CONSUMER
+from synckit_streams.runtime.rebuilding import CONSUMER
 from synckit_streams.runtime.registry import store_for
 from synckit_streams.sync.standing import checksum
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 
 from synckit_streams.errors import ConfigError, Invalid, StoreClosed
 from synckit_streams.model.event import Draft, Event, Offset, Stored
 from synckit_streams.ports.connector import Connector
-from synckit_streams.ports.projection import Projection
+from synckit_streams.ports.projection import AnyProjection
 from synckit_streams.ports.store import EventStore
 from synckit_streams.ports.telemetry import Observer
 from synckit_streams.runtime.cancel import end
@@ -47,6 +47,7 @@ from synckit_streams.runtime.settings import (
 )
 from synckit_streams.runtime.switch import Want, turn_switch
 from synckit_streams.runtime.syncing import OnResult, Syncing
+from synckit_streams.runtime.trial import Failing
 from synckit_streams.sync.conflict import ConflictResolver, Resolution, conflict_of, resolve
 from synckit_streams.sync.replica import checksum
 from synckit_streams.sync.resolvers import LastWriteWins
@@ -100,7 +101,7 @@ class SyncNode:
         connectors: Sequence[str | Connector] = (),
         topics: Sequence[str] = (),
         resolver: ConflictResolver | None = None,
-        projections: Sequence[Projection] = (),
+        projections: Sequence[AnyProjection] = (),
         packing: str = "event",
         push_only: bool = False,
         pull_only: bool = False,
@@ -198,6 +199,7 @@ class SyncNode:
         for link in self._links:
             await link.close()
         self._opened = False
+        await self._projector.close()
         await self._driver.close()
 
     async def __aenter__(self) -> SyncNode:
@@ -300,7 +302,7 @@ class SyncNode:
             raise Invalid(f"{after!r:.80} is not an Offset", hint="give the `offset` of the last event that you read")
         size = PageSize(PAGE_EVENTS)
         while page := await self.store.log(topic, after=after, limit=size.events):
-            size.learn(stored.event for stored in page)
+            size.learn([stored.event for stored in page])
             after = page[-1].offset
             for stored in page:
                 if twins or not stored.twin:
@@ -384,27 +386,41 @@ class SyncNode:
         """
         return self._syncing.subscribe(on_result)
 
-    async def follow(self) -> None:
+    async def follow(self, *, lease_s: float = LEASE_S) -> None:
         """Keep the projections at the end of the log, for ever; cancel it.
 
-        One that fails is logged, and tried again when the log has grown; while the store fails it waits.
+        One that fails is logged, and tried again after a while; while the store fails it waits. Where several processes
+        share the store, one of them runs a projection, and the others stand by.
+
+        Args:
+            lease_s: For how long a process that says nothing keeps its projections.
 
         Raises:
             StoreClosed: the store was closed.
         """
         self._check_open()
+        self._projector.tenure.lease_s = lease_s
         await self._follower.run()
 
-    async def switch(self, projections: Sequence[str], what: Want) -> None:
+    def projections_failing(self) -> Mapping[str, Failing]:
+        """The projections of this process that stand before an event that they cannot take."""
+        return self._projector.failing
+
+    async def switch(self, projections: Sequence[str], what: Want, *, position: int = 0) -> None:
         """Let projections pause, run, be rebuilt or be made empty. It is kept in the store, and is done by whoever runs
         them, at once or with the next page.
+
+        Args:
+            projections: Which.
+            what: Is wanted of them.
+            position: From where on a replay reads the log.
 
         Raises:
             StoreError: it was not kept.
         """
         self._check_open()
         async with self.store.transaction() as tx:
-            await turn_switch(tx, projections, what)
+            await turn_switch(tx, projections, what, position=position)
         self._follower.poke()
 
     def group(

@@ -70,7 +70,7 @@ class Sending:
                         if not page or page[-1][0].seq != first + len(page) - 1:
                             # Going on would be trying again, at once and for ever.
                             raise StoreCorrupt(f"the store has lost events of {origin!r} on {topic!r} from {first} on")
-                        size.learn(event for event, _ in page)
+                        size.learn([event for event, _ in page])
                         await self._page(topic, page, again=effect.again)
                         left = left.minus(Seen({origin: ((first, page[-1][0].seq),)}))
                         first = page[-1][0].seq + 1

@@ -16,7 +16,7 @@ import msgspec
 from synckit_streams.errors import ConfigError, FeatureUnsupported, SyncKitError
 from synckit_streams.model.codec import check_node_id, check_topic
 from synckit_streams.ports.connector import Connector
-from synckit_streams.ports.projection import Projection
+from synckit_streams.ports.projection import AnyProjection
 from synckit_streams.runtime.envelope import PACKINGS
 
 LIMITS_PAGE: Final = "see docs/reference/limits.md"
@@ -202,7 +202,7 @@ def check_seconds(name: str, seconds: Any) -> None:
         raise ConfigError(f"{name}={seconds!r:.80} is not a number of seconds above 0")
 
 
-def check_projections(projections: Sequence[Projection]) -> None:
+def check_projections(projections: Sequence[AnyProjection]) -> None:
     """That every projection is one, with a name of its own.
 
     Raises:

@@ -44,8 +44,9 @@ from synckit_streams.runtime.unit import UNIT_EVENTS, Part, Unit
 
 logger = logging.getLogger("synckit_streams")
 
-UNIT_S = 0.01
-"""A unit to which one handler after another adds is committed after so long."""
+UNIT_S, HOLD_S = 0.03, 0.01
+"""A unit to which one call after another adds is committed after so long, and sooner if its transaction is open, for
+which others wait."""
 IDLE_POSITIONS = 1_000
 """A lane in which nothing happens is moved on when the others are so far ahead."""
 STORE_AWAY = (StoreBusy, StoreFull, StoreUnavailable, StoreClosed, StoreCorrupt, LeaseLost)
@@ -141,13 +142,13 @@ class Strand:
         if not desk.suspects.come(self):
             return 0
         unit = Unit(self._driver, desk.group, self.lanes.values())
-        until = time.monotonic() + UNIT_S
+        started = time.monotonic()
         events_max = 1 if desk.careful else UNIT_EVENTS
         turn, did, due = 0, 0, self._due()
         try:
-            while unit.events < events_max and time.monotonic() < until:
+            while unit.events < events_max and time.monotonic() - started < (HOLD_S if unit.begun else UNIT_S):
                 # While the transaction is open others that write wait: not for a handler that takes its time.
-                if desk.stopped.is_set() or (unit.begun and self._slow_s > UNIT_S / 2):
+                if desk.stopped.is_set() or (unit.begun and self._slow_s > HOLD_S / 2):
                     break
                 if desk.suspects.is_alone(self):
                     break

@@ -19,7 +19,7 @@ from synckit_streams.model.event import Event, Offset, Stored
 from synckit_streams.model.exchange import Summary
 from synckit_streams.model.seen import Seen
 from synckit_streams.ports.store import EventStore
-from synckit_streams.runtime.projector import CONSUMER
+from synckit_streams.runtime.rebuilding import CONSUMER
 
 PAGE_EVENTS = 1_000
 LOOKED_UP = 1_000

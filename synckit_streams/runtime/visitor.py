@@ -91,13 +91,13 @@ class Visitor:
         """
         return _present((await self._ask(AskSync(timeout_s), None)).synced).result()
 
-    async def switch(self, projections: Sequence[str], what: Want) -> None:
+    async def switch(self, projections: Sequence[str], what: Want, *, position: int = 0) -> None:
         """Have projections paused, resumed, rebuilt or made empty.
 
         Raises:
             StoreError: what the node raised.
         """
-        await self._ask(AskSwitch(list(projections), what), ANSWER_S)
+        await self._ask(AskSwitch(list(projections), what, position), ANSWER_S)
 
     async def _ask(self, request: Request, within_s: float | None) -> Answer:
         line = b""

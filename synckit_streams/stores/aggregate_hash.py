@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from struct import Struct
 
+from synckit_streams.model.event import Event, Stored
 from synckit_streams.sync.ledger import Fork
 
 HASHES_KEPT = 20_000
@@ -33,3 +35,14 @@ class AggregateHash:
                 self._known = {}
             self._known[fork] = found
         return found
+
+
+def by_aggregate(wanted: Sequence[tuple[str, str]], stored: Iterable[Stored]) -> list[list[Event]]:
+    """The events of each of some aggregates, out of those whose hash is that of one of them."""
+    found: dict[tuple[str, str], list[Event]] = {each: [] for each in wanted}
+    for each in stored:
+        event = each.event
+        of = found.get((event.topic, event.aggregate_id))
+        if of is not None:  # another one may have the same hash
+            of.append(event)
+    return [found[each] for each in wanted]

@@ -6,13 +6,22 @@ for a block that takes its time.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 from synckit_streams.errors import Invalid, StoreError
 from synckit_streams.model.event import Draft
 from synckit_streams.model.exchange import AppendResult
 from synckit_streams.ports.store import Lease
 from synckit_streams.sync.drafts import Prepared, prepare
+
+
+class Thread(Protocol):
+    """On which the statements of a block run, one after another."""
+
+    def run(self, work: Callable[[], Any]) -> asyncio.Future[Any]:
+        """Run something there, whether or not anybody awaits it."""
 
 
 class Block:

@@ -395,6 +395,15 @@ class LedgerStore(Leasing, ABC):
         """See `EventStore`."""
         return await self._ask(lambda ledger: ledger.summary(topic))
 
+    async def aggregate(self, topic: str, aggregate_id: str) -> Sequence[Event]:
+        """See `EventStore`."""
+        (found,) = await self.aggregate_many([(topic, aggregate_id)])
+        return found
+
+    async def aggregate_many(self, wanted: Sequence[tuple[str, str]]) -> Sequence[Sequence[Event]]:
+        """See `EventStore`. A store has one of the two of its own."""
+        return [await self.aggregate(*each) for each in wanted]
+
     async def held(self, *, after: bytes, limit: int) -> Sequence[tuple[Event, bytes]]:
         """See `EventStore`."""
         return await self._ask(lambda ledger: ledger.held(after=after, limit=limit))

@@ -11,8 +11,7 @@ import msgspec
 from synckit_streams.errors import StoreError
 from synckit_streams.model.event import Offset
 from synckit_streams.stores import sqlite_schema as schema
-from synckit_streams.stores.block import Appending, Block
-from synckit_streams.stores.commits import CommitQueue
+from synckit_streams.stores.block import Appending, Block, Thread
 
 
 def check_still_open(connection: sqlite3.Connection, sql: str) -> None:
@@ -45,7 +44,7 @@ class SqliteTransaction(Appending):
     def __init__(
         self,
         writer: sqlite3.Connection,
-        queue: CommitQueue,
+        queue: Thread,
         block: Block,
         translate: Callable[[BaseException], BaseException],
     ) -> None:

@@ -27,7 +27,7 @@ from synckit_streams.model.exchange import AppendResult, Arrival, Moved, PlaceRu
 from synckit_streams.model.seen import Interval
 from synckit_streams.ports.store import Opening, StoreFeatures, Transaction
 from synckit_streams.stores import postgres_schema as schema
-from synckit_streams.stores.aggregate_hash import AggregateHash
+from synckit_streams.stores.aggregate_hash import AggregateHash, by_aggregate
 from synckit_streams.stores.block import Block
 from synckit_streams.stores.commits import CommitQueue
 from synckit_streams.stores.ledger_store import LedgerStore, Probe
@@ -38,6 +38,7 @@ from synckit_streams.stores.postgres_line import Line, Link, Readers, require_as
 from synckit_streams.stores.postgres_models import PostgresTransaction, applied_key, check_begun
 from synckit_streams.stores.postgres_rows import PostgresFacts, RowWriter, StreamNumbers
 from synckit_streams.stores.postgres_schema import check_name
+from synckit_streams.stores.postgres_shadow import PostgresShadowing
 from synckit_streams.stores.postgres_url import parse_url
 from synckit_streams.sync.ledger import Changes, Ledger, Stream, Wants
 
@@ -52,7 +53,7 @@ _SNAPSHOT = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _T = TypeVar("_T")
 
 
-class PostgresStore(PostgresLeasing, LedgerStore):
+class PostgresStore(PostgresShadowing, PostgresLeasing, LedgerStore):
     """A store in one schema of a PostgreSQL database.
 
     Args:
@@ -395,13 +396,11 @@ class PostgresStore(PostgresLeasing, LedgerStore):
         """See `EventStore`."""
         return await self._read(lambda rows: [row[0] for row in rows], self._statements.topics)
 
-    async def aggregate(self, topic: str, aggregate_id: str) -> Sequence[Event]:
+    async def aggregate_many(self, wanted: Sequence[tuple[str, str]]) -> Sequence[Sequence[Event]]:
         """See `EventStore`."""
         self._opened()
-        hash = self._aggregate_hash((topic, aggregate_id))
-        stored = await self._read(self._stored, self._statements.aggregate, hash)
-        found = (each.event for each in stored)
-        return [event for event in found if event.aggregate_id == aggregate_id and event.topic == topic]
+        hashes = [self._aggregate_hash(each) for each in wanted]
+        return by_aggregate(wanted, await self._read(self._stored, self._statements.aggregates_events, hashes))
 
     async def aggregates(self, topic: str, *, after: str, limit: int) -> Sequence[str]:
         """See `EventStore`."""

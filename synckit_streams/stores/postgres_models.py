@@ -8,8 +8,7 @@ from typing import Any
 
 from synckit_streams.errors import StoreError, StoreUnavailable
 from synckit_streams.model.event import Offset
-from synckit_streams.stores.block import Appending, Block
-from synckit_streams.stores.commits import CommitQueue
+from synckit_streams.stores.block import Appending, Block, Thread
 from synckit_streams.stores.postgres_line import STATEMENT_OWN_S, Line, translate
 from synckit_streams.stores.postgres_schema import Statements, check_name
 
@@ -41,7 +40,7 @@ class PostgresTransaction(Appending):
         name: For messages.
     """
 
-    def __init__(self, line: Line, queue: CommitQueue, block: Block, statements: Statements, name: str) -> None:
+    def __init__(self, line: Line, queue: Thread, block: Block, statements: Statements, name: str) -> None:
         super().__init__(block)
         self._line = line
         self._queue = queue

@@ -253,7 +253,7 @@ class Statements:
         )
         self.end = f"SELECT coalesce(max(position), 0) FROM {s}.events"
         self.topics = f'SELECT DISTINCT topic COLLATE "C" FROM {s}.streams ORDER BY 1'
-        self.aggregate = f"{event} WHERE e.aggregate = $1 ORDER BY e.position"
+        self.aggregates_events = f"{event} WHERE e.aggregate = ANY($1::bigint[]) ORDER BY e.position"
         self.aggregates = (
             f"SELECT DISTINCT ON (e.aggregate) e.aggregate_id FROM {s}.events e JOIN {s}.streams s USING (stream) "
             "WHERE s.topic = $1 AND e.aggregate > $2 ORDER BY e.aggregate LIMIT $3"

@@ -26,7 +26,7 @@ from synckit_streams.model.exchange import PlaceRun, Quarantined, Raised
 from synckit_streams.model.seen import Interval
 from synckit_streams.ports.store import QUARANTINED_MAX, Opening, StoreFeatures, Transaction
 from synckit_streams.stores import sqlite_schema as schema
-from synckit_streams.stores.aggregate_hash import AggregateHash
+from synckit_streams.stores.aggregate_hash import AggregateHash, by_aggregate
 from synckit_streams.stores.block import Block
 from synckit_streams.stores.claim import FileClaim
 from synckit_streams.stores.commits import CommitQueue
@@ -38,6 +38,7 @@ from synckit_streams.stores.sqlite_damage import check_whole, damage
 from synckit_streams.stores.sqlite_facts import SqliteFacts
 from synckit_streams.stores.sqlite_places import SELECT_ALL_RUNS, SELECT_RUNS, PlaceRows
 from synckit_streams.stores.sqlite_rows import EventRows
+from synckit_streams.stores.sqlite_shadow import SqliteShadowing
 from synckit_streams.stores.sqlite_url import parse_url
 from synckit_streams.sync.ledger import Changes, Ledger, Wants
 
@@ -49,7 +50,7 @@ INDEX_EVENTS = 16_384
 """After how many events they are brought, sorted, into the index by aggregate; until then they are in a `Tail`."""
 
 
-class SqliteStore(LedgerStore):
+class SqliteStore(LedgerStore, SqliteShadowing):
     """A store in one SQLite file.
 
     Args:
@@ -396,23 +397,22 @@ class SqliteStore(LedgerStore):
         """See `EventStore`."""
         return [row[0] for row in await self._rows("SELECT DISTINCT topic FROM streams ORDER BY topic")]
 
-    async def aggregate(self, topic: str, aggregate_id: str) -> Sequence[Event]:
+    async def aggregate_many(self, wanted: Sequence[tuple[str, str]]) -> Sequence[Sequence[Event]]:
         """See `EventStore`."""
         self._opened()
-        hash = self._aggregate_hash((topic, aggregate_id))
+        hashes = [self._aggregate_hash(each) for each in wanted]
+        asked = msgspec.json.encode(hashes).decode()
         # The tail first: what is brought into the index meanwhile is then found there.
-        parameters: tuple[Any, ...] = (hash, hash)
-        late = f"position > {schema.INDEXED}"
-        if not self.read_only:
-            late = "position IN (SELECT value FROM json_each(?))"
-            parameters = (hash, msgspec.json.encode(self.rows.tail.positions(hash)).decode(), hash)
+        tail = "" if self.read_only else msgspec.json.encode(self.rows.tail.positions({*hashes})).decode()
+        late = f"position > {schema.INDEXED}" if self.read_only else "position IN (SELECT value FROM json_each(?))"
+        parameters = (asked, asked) if self.read_only else (asked, tail, asked)
         stored = await self._stored(
             "SELECT position, twin, body FROM events WHERE position IN (SELECT position FROM aggregates "
-            f"WHERE aggregate = ? UNION SELECT position FROM events WHERE {late} AND aggregate = ?) ORDER BY position",
+            "WHERE aggregate IN (SELECT value FROM json_each(?)) UNION SELECT position FROM events "
+            f"WHERE {late} AND aggregate IN (SELECT value FROM json_each(?))) ORDER BY position",
             parameters,
         )
-        found = (each.event for each in stored)
-        return [event for event in found if event.aggregate_id == aggregate_id and event.topic == topic]
+        return by_aggregate(wanted, stored)
 
     async def aggregates(self, topic: str, *, after: str, limit: int) -> Sequence[str]:
         """See `EventStore`."""

@@ -7,7 +7,7 @@ the writer asks for one, or when they become many. Whoever else asks looks throu
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 
 PAIRS_UNSORTED_MAX = 2_000
 
@@ -30,11 +30,11 @@ class Tail:
         if len(self._unsorted) > PAIRS_UNSORTED_MAX:
             self._sort()
 
-    def positions(self, aggregate: int) -> list[int]:
-        """Of the events of one aggregate; perhaps one twice. From any thread."""
+    def positions(self, aggregates: Set[int]) -> list[int]:
+        """Of the events of some aggregates; perhaps one twice. From any thread."""
         # The unsorted ones first: what is sorted meanwhile is then found in the dictionary.
-        late = [position for hash, position in self._unsorted if hash == aggregate]
-        return [*self._sorted.get(aggregate, ()), *late]
+        late = [position for hash, position in self._unsorted if hash in aggregates]
+        return [*late, *(position for hash in aggregates for position in self._sorted.get(hash, ()))]
 
     def positions_of(self, aggregates: Iterable[int]) -> list[int]:
         """Of the events of many aggregates. From the writer's thread only."""

@@ -174,6 +174,7 @@ class TestApp:
         if self._crashed or (await self._store.end()).position > begin:
             return False
         due = [group.due_ms for group in self.app.groups if group.due_ms is not None]
+        due += [each.due_ms for each in self.app.node.projections_failing().values()]
         self._pass_time(min(due, default=None))
         self._log = list(await self._store.log(after=None, limit=max(end, 1)))
         return not due and not await self._store.held(after=b"", limit=1)

@@ -36,6 +36,7 @@ NAMES = [
         "project-upserts",
         "handle-4-workers",
     ),
+    *("relay-postgres-kafka", "relay-sqlite-nats", "relay-idle"),
     *("one-missing-event", "one-missing-event-opened", "sync-memory-growth"),
 ]
 

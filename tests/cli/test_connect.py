@@ -148,8 +148,36 @@ async def test_webhooks_and_operations_over_http(process: Callable[..., Process]
             await until(partial(_events, store, life + 1))
             async with client.get("/health/ready") as answer:
                 assert answer.status == 200
+            async with client.get("/metrics") as answer:
+                assert 'synckit_pipeline_records_delivered_total{node="connect",pipeline="shop"' in await answer.text()
         assert running.end(signal.SIGTERM).status == 0
     assert [event.data["n"] for event in await events_of(store)] == [0, 1, 2]
+
+
+async def test_a_runner_is_a_service_like_any_other(process: Callable[..., Process], tmp_path: Path) -> None:
+    """`synckit run` shows its pipelines, and takes its webhooks; with several workers it is refused."""
+    declare(tmp_path, from_file("shop", source={"kind": "http", "type": "/kind", "aggregate_id": "/order"}))
+    (tmp_path / "relay.py").write_text(
+        "from pathlib import Path\n"
+        "from synckit_streams.connect.runner import Runner\n"
+        "runner = Runner([Path('pipelines.yaml')])\n"
+    )
+    running = process("run", "relay:runner", "--port", 0)
+    url = await asyncio.to_thread(_served_at, running)
+    async with aiohttp.ClientSession(url) as client:
+        await until(partial(_answers, client, "/health/ready"))
+        async with client.post("/hooks/shop", json=order(1)) as answer:
+            assert answer.status == 202
+        await until(partial(_events, f"sqlite:///{tmp_path}/shop.db", 1))
+        async with client.get("/connectors/shop/status") as answer:
+            assert (await answer.json())["connector"]["state"] == "RUNNING"
+    assert running.end(signal.SIGTERM).status == 0
+    assert process("run", "relay:runner", "--workers", 2, "--no-http").end().status == 2
+
+
+async def _answers(client: aiohttp.ClientSession, path: str) -> bool:
+    async with client.get(path) as answer:
+        return answer.status == 200
 
 
 def _served_at(running: Process) -> str:

@@ -79,8 +79,17 @@ async def test_what_is_written_made_or_removed_is_noticed_and_an_environment_is_
     assert set(await sources.changed()) == {written, removed, made}
 
 
-class Mill:
-    """One pipeline; see `Pipelines`."""
+class Mill(Steady):
+    """A service with one pipeline and one webhook; see `Pipelines` and `Hooks`."""
+
+    def __init__(self) -> None:
+        super().__init__("mill")
+        self.kept: list[bytes] = []
+        self.hooks = {"in": self.keep}
+
+    async def keep(self, headers: Mapping[str, str], body: bytes) -> Hooked:
+        self.kept.append(body)
+        return Hooked(204)
 
     def standings(self) -> Sequence[Standing]:
         return [Standing("mill", "running", "file:///a", "memory://b")]
@@ -96,21 +105,14 @@ async def test_a_service_here_shows_its_pipelines_takes_webhooks_and_hears_its_s
     """SIGHUP is whatever its command makes of it, and SIGTERM ends it."""
     monkeypatch.chdir(tmp_path)
     hung_up, deadline = asyncio.Event(), Deadline(5)
-    kept: list[bytes] = []
-
-    async def keep(headers: Mapping[str, str], body: bytes) -> Hooked:
-        kept.append(body)
-        return Hooked(204)
-
+    mill = Mill()
     with caplog.at_level(logging.INFO):
         running = asyncio.create_task(
             run_here(
-                Steady("mill"),
+                mill,
                 drain_s=5,
                 where=Where("127.0.0.1", 0),
                 deadline=deadline,
-                pipelines=Mill(),
-                hooks={"in": keep},
                 hang_up=hung_up.set,
             )
         )
@@ -123,7 +125,7 @@ async def test_a_service_here_shows_its_pipelines_takes_webhooks_and_hears_its_s
         async with client.get("/connectors") as response:
             assert await response.json() == ["mill"]
         async with client.post("/hooks/in", data=b"{}") as response:
-            assert (response.status, kept) == (204, [b"{}"])
+            assert (response.status, mill.kept) == (204, [b"{}"])
         signal.raise_signal(signal.SIGHUP)
         await hung_up.wait()
         assert not running.done()

@@ -18,9 +18,9 @@ import yaml
 
 from synckit_streams import Event, SyncNode
 from synckit_streams.connect.runner import Runner
-from synckit_streams.connect.writer import Reader
 from synckit_streams.errors import StoreMissing
 from synckit_streams.ports.operation import Standing
+from synckit_streams.runtime.ownership import open_reader
 
 SOON_S = 30.0
 
@@ -90,7 +90,7 @@ async def events_of(url: str, topic: str | None = None) -> list[Event]:
     if url.startswith("sqlite:") and not Path(url.removeprefix("sqlite:///")).exists():
         return []
     try:
-        store = await Reader.open(url)
+        store = await open_reader(url)
     except StoreMissing:  # its node is about to make it
         return []
     try:

@@ -195,4 +195,4 @@ async def test_the_store_of_a_node_is_not_taken_for_a_position(tmp_path: Path) -
     sink = {"kind": "file", "path": "out.jsonl"}
     (standing,) = await move_once(declare(tmp_path, from_file(store="sqlite:///shop.db", sink=sink)))
     assert standing.state == "failed"
-    assert "belongs to the node 'shop'" in standing.error
+    assert "in the store of the node 'shop'" in standing.error

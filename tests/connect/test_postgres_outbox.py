@@ -157,3 +157,17 @@ async def test_a_table_that_is_none_says_so_and_is_looked_for_again(tmp_path: Pa
         await put(connection, 1)
         await until(lambda: runner.standings()[0].moved == 1)
         assert runner.standings()[0].state == "running"
+
+
+@pytest.mark.parametrize("after", ["delete", "mark"])
+async def test_what_is_read_while_the_sink_writes_is_not_read_again(tmp_path: Path, outbox: str, after: str) -> None:
+    """A sink that knows no ids gets each row once, and in order."""
+    relay = from_outbox(outbox, batch={"records": 3}, sink={"kind": "file", "path": "out.jsonl"})
+    relay["source"]["after"] = after
+    async with connected(outbox) as connection:
+        await put(connection, *range(20))
+        (standing,) = await move_once(declare(tmp_path, relay))
+        assert (standing.moved, standing.lag, standing.error) == (20, 0, "")
+        left = "SELECT count(*) FROM outbox" + (" WHERE published_at IS NULL" if after == "mark" else "")
+        assert await connection.fetchval(left) == 0
+    assert [each["n"] for each in letters(tmp_path / "out.jsonl")] == list(range(20))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import json
@@ -10,7 +11,10 @@ from typing import Any
 
 import pytest
 
-from tests.connect.kit import declare, events_of, move_once, moving, numbers, order, until
+from synckit_streams import Draft, SyncNode
+from synckit_streams.errors import ConfigError
+from synckit_streams.runtime.ownership import open_reader
+from tests.connect.kit import declare, events_of, letters, move_once, moving, numbers, order, until
 
 BODY = json.dumps(order(1)).encode()
 
@@ -104,3 +108,65 @@ async def test_after_its_pipeline_ended_it_takes_nothing(tmp_path: Path) -> None
     async with moving(declare(tmp_path, webhook())) as runner:
         hook = runner.hooks["shop"]
     assert (await hook({}, BODY)).status == 503
+
+
+async def test_what_was_passed_on_is_forgotten(tmp_path: Path) -> None:
+    """The inbox of a webhook that has taken much is as small as that of one that has taken nothing."""
+    file = declare(tmp_path, webhook())
+    async with moving(file) as runner:
+        hook = runner.hooks["shop"]
+        bodies = [json.dumps(order(number)).encode() for number in range(200)]
+        answers = await asyncio.gather(*(hook({}, body) for body in bodies))
+        assert {answer.status for answer in answers} == {202}
+        await until(lambda: runner.standings()[0].moved == 200)
+    assert sorted(numbers(await events_of(f"sqlite:///{tmp_path}/shop.db"))) == list(range(200))
+    store = await open_reader(f"sqlite:///{tmp_path}/pipelines.state/shop.inbox.db")
+    try:
+        assert await store.noted() == []
+        assert (await store.end()).position == 0
+    finally:
+        await store.close()
+
+
+async def test_the_store_of_a_node_is_not_taken_for_an_inbox(tmp_path: Path) -> None:
+    """It would be another node's from then on."""
+    async with SyncNode("shop", store=f"sqlite:///{tmp_path}/inbox.db") as node:
+        await node.append(Draft("orders", "order.placed", "o-1", {}))
+    async with moving(declare(tmp_path, webhook(store="sqlite:///inbox.db"))) as runner:
+        await until(lambda: "the store of the node 'shop'" in runner.standings()[0].error)
+        with pytest.raises(ConfigError, match="'shop'"):
+            await runner.hooks["shop"]({}, BODY)
+
+
+async def test_an_inbox_that_is_full_takes_no_more_until_something_is_passed_on(tmp_path: Path) -> None:
+    """Its sender is told to come again; what waits is bounded, and none of it is lost. A repetition takes no room."""
+    large = json.dumps(order(1, note="x" * 400_000)).encode()
+    async with moving(declare(tmp_path, webhook(kept_bytes=1_000_000, id_header="x-id"))) as runner:
+        hook = runner.hooks["shop"]
+        await runner.pause("shop")
+        await until(lambda: runner.standings()[0].state == "paused")
+        ids = ["a", "a", "a", "b"]
+        assert [(await hook({"x-id": id}, large)).status for id in ids] == [202] * 4
+        answer = await hook({"x-id": "c"}, large)
+        assert (answer.status, "wait to be passed on" in answer.text) == (503, True)
+        await runner.resume("shop")
+        await until(lambda: runner.standings()[0].moved == 2)
+        assert (await hook({"x-id": "c"}, large)).status == 202
+        await until(lambda: runner.standings()[0].moved == 3)
+    assert [event.id for event in await events_of(f"sqlite:///{tmp_path}/shop.db")] == ["a", "b", "c"]
+
+
+async def test_what_a_second_process_takes_the_first_one_passes_on(tmp_path: Path, database: str) -> None:
+    """Both have the inbox, in a database that they share; one has the pipeline."""
+    files = []
+    for name in ("one", "two"):
+        folder = tmp_path / name
+        folder.mkdir()
+        sink = {"kind": "file", "path": str(tmp_path / "out.jsonl")}
+        files.append(declare(folder, {**webhook(store=database), "store": database, "sink": sink}))
+    async with moving(files[0]) as first, moving(files[1]) as second:
+        await until(lambda: "another process" in first.standings()[0].error + second.standings()[0].error)
+        for number, runner in enumerate([first, second, first, second]):
+            assert (await runner.hooks["shop"]({}, json.dumps(order(number)).encode())).status == 202
+        await until(lambda: first.standings()[0].moved + second.standings()[0].moved == 4)
+    assert sorted(each["n"] for each in letters(tmp_path / "out.jsonl")) == [0, 1, 2, 3]

@@ -169,21 +169,22 @@ async def test_who_does_not_finish_in_time_gives_it_up(kafka_url: str, topic: st
         await sender.send(topic, messages(5))
         hand = await take(slow, 5)
         async with AsyncExitStack() as others:
-            while True:  # whoever of us gets the one partition
+            asked: dict[asyncio.Task[list[Delivery]], Member] = {}
+            while True:  # until the one partition goes to any of the others
                 other = await others.enter_async_context(joined(kafka_url, topic))
-                got = asyncio.ensure_future(take(other, 5))
+                asked[asyncio.create_task(take(other, 5))] = other
                 again = asyncio.ensure_future(take(slow, 5))
-                await asyncio.wait([got, again], return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait([again, *asked], return_when=asyncio.FIRST_COMPLETED)
                 if not again.done():
                     break
-                await stopped(got)
                 hand = again.result()
+            got = next(task for task in asked if task.done())
             for verb in (slow.ack, slow.nack, slow.term, slow.extend):
                 await verb(hand)
             assert await committed(kafka_url, topic) == {0: 0}
-            await other.ack(got.result())
+            await asked[got].ack(got.result())
             assert await committed(kafka_url, topic) == {0: 5}
-            await stopped(again)
+            await stopped(again, *(task for task in asked if task is not got))
 
 
 @pytest.mark.parametrize("seconds", [12])

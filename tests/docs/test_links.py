@@ -11,7 +11,10 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 INDEX = ROOT / "docs" / "index.md"
-READMES = [ROOT / "README.md", ROOT / "bench" / "README.md", ROOT / "connectors" / "README.md"]
+READMES = [
+    ROOT / "README.md",
+    *(ROOT / folder / "README.md" for folder in ("bench", "connectors", "docker", "examples", "examples/shop")),
+]
 PAGES = [*READMES, *sorted((ROOT / "docs").rglob("*.md"))]
 TO_BE_WRITTEN = {"docs/explanation/simulation.md"}
 SHELVES = ["tutorial", "how-to", "reference", "explanation"]

@@ -64,6 +64,7 @@ from synckit_streams import (
     StoreFull,
     StoreInUse,
     StoreNotFound,
+    StreamedProjection,
     SyncKitError,
     SyncNode,
     SyncResult,
@@ -127,6 +128,31 @@ RESOLVERS: list[ConflictResolver] = [
     HighestTotal(),
 ]
 PROJECTIONS: list[Projection] = [Totals()]
+
+
+class Counted:
+    """A read model that counts a whole transaction before it writes."""
+
+    name = "counted"
+    topics: Sequence[str] = ("orders",)
+    types: Sequence[str] = ()
+    resolved = False
+    streamed = True
+    batch = 100_000
+
+    async def reset(self, tx: Transaction) -> None:
+        """Make its table."""
+        await tx.execute("CREATE TABLE counted (events INTEGER)")
+
+    async def apply(self, pages: AsyncIterator[Batch], tx: Transaction) -> None:
+        """Add the events of all pages up."""
+        count = 0
+        async for page in pages:
+            count += len(page.stored)
+        await tx.execute("INSERT INTO counted VALUES (?)", (count,))
+
+
+STREAMED: StreamedProjection = Counted()
 
 
 # --------------------------------------------------------------------------------------------------------------- a node
@@ -320,7 +346,8 @@ async def manage(node: SyncNode) -> int:
     group = assert_type(node.group("billing", [], concurrency=2, lease_s=10), Group)
     assert_type((group.parked, group.open_circuits, group.idle), tuple[int, list[str], bool])
     assert_type(node.inbox("mailer", retry=Retry(), dead_letter="orders.dlq"), Inbox)
-    following = asyncio.create_task(node.follow())
+    following = asyncio.create_task(node.follow(lease_s=10))
+    assert_type([each.reason for each in node.projections_failing().values()], list[str])
     following.cancel()
     async with node.store.transaction() as tx:
         assert_type(await tx.execute("SELECT id, total FROM totals"), list[tuple[Any, ...]])
@@ -395,7 +422,7 @@ def service(store: str | EventStore) -> App:
 
     mail([])  # what is decorated is what it was
 
-    @app.projection("takings", topics=["orders"], batch=500)
+    @app.projection("takings", topics=["orders"], batch=500, tables=["takings"], dead_letter="takings.dlq", timeout_s=5)
     async def takings(batch: Batch, tx: Transaction) -> None:
         rows = [(each.event.data["total"],) for each in batch.stored]
         await tx.execute_many("UPDATE takings SET total = total + ?", rows)

@@ -20,7 +20,7 @@ from synckit_streams.cli.workers.supervisor import standing
 from synckit_streams.errors import MissingDependency
 from synckit_streams.observe.exposition import Exposition, families, together
 from synckit_streams.observe.health import Health
-from synckit_streams.ports.operation import Pipelines, Service, Webhook
+from synckit_streams.ports.operation import Hooks, Pipelines, Service, Webhook
 
 HTTP_END_S = 1.0
 """How long requests may still take when everything else has ended."""
@@ -41,19 +41,15 @@ async def run_here(
     drain_s: float,
     where: Where | None,
     deadline: Deadline,
-    pipelines: Pipelines | None = None,
-    hooks: Mapping[str, Webhook] | None = None,
     hang_up: Callable[[], None] | None = None,
 ) -> int:
     """Run it until it is told to end; gives the status of the process.
 
     Args:
-        service: What runs.
+        service: What runs. If it is also `Pipelines` or `Hooks`, these are served over HTTP.
         drain_s: How long what is under way may take at the end.
         where: Where health and metrics are served; None for nowhere.
         deadline: Ends the process if it does not end by itself; whoever gives it lifts it, after the event loop's end.
-        pipelines: Shown, paused and restarted over HTTP.
-        hooks: Taken over HTTP.
         hang_up: What SIGHUP does; None ends the service.
 
     Raises:
@@ -88,6 +84,8 @@ async def run_here(
         return together({"1": [*ours, *families()]}, label="worker")
 
     on_signals(drain, cut, hang_up=hang_up or drain)
+    pipelines = service if isinstance(service, Pipelines) else None
+    hooks = service.hooks if isinstance(service, Hooks) else None
     async with served(health, metrics, where, pipelines=pipelines, hooks=hooks):
         try:
             await lifetime(service, end, drain_s=drain_s, started=started, draining=draining)
@@ -139,8 +137,8 @@ async def served(
         health: Answers probes.
         metrics: For Prometheus.
         where: None for nowhere.
-        pipelines: See `run_here`.
-        hooks: See `run_here`.
+        pipelines: Shown, paused and restarted.
+        hooks: Taken.
 
     Raises:
         ConfigError: the port cannot be had, or the `http` extra is not installed.

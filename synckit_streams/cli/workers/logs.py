@@ -29,8 +29,10 @@ def log_to_stderr(who: str, level: LogLevel, *, json: bool, colours: bool) -> No
         root.removeHandler(each)
     root.addHandler(handler)
     root.setLevel(level.upper())
-    # What a request brought is counted; that a server began or ended is said by whoever began or ended it.
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    # What a request brought is counted; that a server began or ended is said by whoever began or ended it. A client of
+    # Kafka tells of every consumer that it makes, and an idle node makes one a second to look at the log's end.
+    for server_or_client in ("uvicorn", "aiokafka"):
+        logging.getLogger(server_or_client).setLevel(logging.WARNING)
     logging.getLogger("asyncio").setLevel(logging.WARNING)
 
 

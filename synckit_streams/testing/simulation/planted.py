@@ -70,7 +70,7 @@ BUGS = (
     Planted(
         "effect-on-twin",
         "a fact that was written on two nodes has its effect twice",
-        (Edit(PROJECTOR, "if not each.twin and (", "if ("),),
+        (Edit(PROJECTOR, "for each in ours if not each.twin]", "for each in ours]"),),
         profile="rotation",
         sooner=6,
     ),
@@ -142,9 +142,8 @@ BUGS = (
         (
             Edit(
                 PROJECTOR,
-                "            if page:\n                await tx.set_offset(consumer, page[-1].offset)\n",
-                "        async with store.transaction() as tx:\n"
-                "            if page:\n                await tx.set_offset(consumer, page[-1].offset)\n",
+                "            if offset != span.offset:\n",
+                "        async with store.transaction() as tx:\n            if offset != span.offset:\n",
             ),
         ),
         scene="killed-at-each-commit",

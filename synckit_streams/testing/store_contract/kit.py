@@ -146,6 +146,8 @@ async def audit(store: EventStore, *, rows: int = 7) -> list[Stored]:
         assert sorted(ids) == sorted(by_aggregate)
         for aggregate_id, events in by_aggregate.items():
             assert list(await store.aggregate(topic, aggregate_id)) == events
+        together = await store.aggregate_many([*((topic, each) for each in [*ids, "nobody's", *ids[:1]])])
+        assert list(map(list, together)) == [by_aggregate.get(each, []) for each in [*ids, "nobody's", *ids[:1]]]
     return log
 
 
@@ -220,6 +222,7 @@ def uses(store: EventStore) -> list[Callable[[], Awaitable[Any]]]:
         store.end,
         store.topics,
         lambda: store.aggregate("orders", "o-1"),
+        lambda: store.aggregate_many([("orders", "o-1")]),
         lambda: store.aggregates("orders", after="", limit=1),
         lambda: store.summary("orders"),
         lambda: store.events("orders", "a", (1, 2), limit=1),

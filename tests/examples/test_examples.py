@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-FOLDER = Path(__file__).parents[1] / "examples"
+FOLDER = Path(__file__).parents[2] / "examples"
 SAYS = {
     "01_offline_and_back.py": [
         "offline: SK401, can be tried again: True",
@@ -109,3 +109,9 @@ def test_an_example_runs_and_says_what_it_should(name: str, tmp_path: Path) -> N
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines() == SAYS[name]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_readme_says_what_each_shows_and_how_to_run_it() -> None:
+    text = (FOLDER / "README.md").read_text()
+    assert all(f"| `python examples/{name}` | " in text for name in SAYS)
+    assert "(shop/README.md)" in text
