@@ -11,13 +11,11 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
     AbstractContextManager,
     AsyncExitStack,
-    asynccontextmanager,
     contextmanager,
 )
 from typing import Any, TypeVar
@@ -30,7 +28,7 @@ from synckit_streams.app.declared import (
     check_coroutine,
     checked_topics,
 )
-from synckit_streams.app.ending import Ending
+from synckit_streams.app.ending import Ending, told_to_end
 from synckit_streams.app.upcasting import Upcasters
 from synckit_streams.errors import ConfigError, HandlerError, StoreError
 from synckit_streams.ports.connector import Connector
@@ -470,7 +468,7 @@ class App:
         asyncio.run(self._run())
 
     async def _run(self) -> None:
-        async with _signals() as stopped, self:
+        async with told_to_end() as stopped, self:
             waits = [asyncio.create_task(each) for each in (stopped.wait(), self.failed())]
             try:
                 await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -492,17 +490,3 @@ def _tell(task: asyncio.Task[None]) -> None:
 _HOW = {"concurrency", "retry", "breaker", "timeout_s", "dead_letter", "start"}
 _NODE = set(inspect.signature(SyncNode).parameters) - {"node_id", "store", "connectors", "topics", "projections"}
 """Of the arguments of a node, those that an app passes on."""
-
-
-@asynccontextmanager
-async def _signals() -> AsyncIterator[asyncio.Event]:
-    """An event that Ctrl-C and SIGTERM set."""
-    stopped = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stopped.set)
-    try:
-        yield stopped
-    finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)

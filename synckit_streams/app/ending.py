@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Collection, Sequence
+import signal
+from collections.abc import AsyncIterator, Awaitable, Collection, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 from synckit_streams.runtime.group import Group
@@ -65,3 +67,17 @@ class Ending:
             if asyncio.get_running_loop().time() < self._until:
                 raise  # its own
             logger.warning("%s: %s did not end in time, and is cut off", self._name, what)
+
+
+@asynccontextmanager
+async def told_to_end() -> AsyncIterator[asyncio.Event]:
+    """An event that Ctrl-C and SIGTERM set."""
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopped.set)
+    try:
+        yield stopped
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)

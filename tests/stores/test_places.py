@@ -11,7 +11,7 @@ import pytest
 
 from synckit_streams.model.exchange import PlaceRun
 from synckit_streams.stores import sqlite_schema
-from synckit_streams.stores.place_rows import UNEVEN_MAX, run_of
+from synckit_streams.stores.place_rows import UNEVEN_MAX, RunRows, run_of
 from synckit_streams.stores.sqlite_places import SELECT_RUNS, PlaceRows
 
 
@@ -95,3 +95,14 @@ def test_rows_say_what_a_dictionary_says(connection: sqlite3.Connection, seed: i
         if rng.random() < 0.1:
             places = PlaceRows(connection)
     assert where(connection) == model
+
+
+def test_a_row_grows_only_near_the_last_one_where_others_look_for_what_is_new() -> None:
+    """Whoever reads the last rows anew, as many as that, misses nothing."""
+    places = RunRows(0, reach=2)
+    assert [row[0] for row in places.add([run(1, [1])])] == [1]
+    assert [row[0] for row in places.add([run(2, [2])])] == [1]
+    assert [row[0] for row in places.add([run(1, [7], origin="b"), run(1, [8], origin="c")])] == [2, 3]
+    assert [row[0] for row in places.add([run(2, [9], origin="b")])] == [2]
+    (row,) = places.add([run(3, [3])])
+    assert (row[0], run_of(row[1:])) == (4, PlaceRun("r", "t", "a", 3, range(3, 4)))
