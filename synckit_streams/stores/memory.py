@@ -108,7 +108,8 @@ class MemoryStore(LedgerStore):
         super().__init__("the memory store", threads=False, probe=probe, read_only=read_only)
         self.features = StoreFeatures(durable=False, sql=True, leases=True)
         self.disk = disk or MemoryDisk()
-        self._gathered = MemoryWrites()
+        self.gathered = MemoryWrites()
+        """What the transaction writes at its end that is under way, or was the last one."""
 
     def _open(self, opening: Opening) -> str:
         meta = self.disk.meta
@@ -157,18 +158,18 @@ class MemoryStore(LedgerStore):
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        self._gathered = MemoryWrites()
+        self.gathered = MemoryWrites()
         yield
         self._probe("commit")
         self._put_down()
         self._probe("committed")
 
     def _write(self, changes: Changes, origin: str) -> None:
-        self._gathered.changes, self._gathered.origin = changes, origin
+        self.gathered.changes, self.gathered.origin = changes, origin
 
     def _put_down(self) -> None:
         """What the transaction writes; nothing of it can fail."""
-        disk, writes = self.disk, self._gathered
+        disk, writes = self.disk, self.gathered
         disk.offsets.update(writes.offsets)
         for key, state in writes.applied.items():
             if state:
@@ -341,7 +342,7 @@ class MemoryStore(LedgerStore):
     # --- a transaction of one's own ----------------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        self._gathered = MemoryWrites()
+        self.gathered = MemoryWrites()
         self.disk.models.execute("BEGIN")
 
     def _check_begun(self) -> None:
@@ -362,7 +363,7 @@ class MemoryStore(LedgerStore):
             models.execute("ROLLBACK")
 
     def _handle(self, queue: CommitQueue, block: Block) -> Transaction:
-        return MemoryTransaction(self.disk, self._gathered, block)
+        return MemoryTransaction(self.disk, self.gathered, block)
 
 
 class MemoryFacts:

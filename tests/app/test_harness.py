@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from synckit_streams import App, Draft, Event, Timeout
+from synckit_streams import App, Draft, Event, HandlerContext, Timeout
 from synckit_streams.testing import TestApp
 
 
@@ -49,3 +49,33 @@ async def test_a_test_that_has_failed_ends_at_once() -> None:
     with pytest.raises(Timeout, match="billing was not done"):
         await failing()
     assert time.monotonic() - began < 10
+
+
+async def test_a_crash_shows_who_commits_beside_the_handlers_transaction() -> None:
+    """What a handler writes in a transaction of its own is there twice when the process dies before the handler's
+    commit; in `ctx.tx` it is there once."""
+    found: dict[str, int] = {}
+    for where in ("beside", "ctx.tx"):
+        app = App("billing", store="memory:")
+
+        @app.handler("orders")
+        async def bill(order: Event, ctx: HandlerContext, app: App = app, where: str = where) -> None:
+            if where == "beside":
+                async with app.node.store.transaction() as tx:
+                    await tx.execute("INSERT INTO bills VALUES (?)", (order.aggregate_id,))
+            else:
+                await ctx.tx.execute("INSERT INTO bills VALUES (?)", (order.aggregate_id,))
+
+        @app.on_startup
+        async def make(app: App = app) -> None:
+            async with app.node.store.transaction() as tx:
+                await tx.execute("CREATE TABLE IF NOT EXISTS bills (id TEXT)")
+
+        async with TestApp(app) as t:
+            t.crash_before_commit()
+            await t.publish(Draft("orders", "order.placed", "o-1"))
+            await t.drain()
+            assert t.starts == 2
+            async with app.node.store.transaction() as tx:
+                ((found[where],),) = await tx.execute("SELECT count(*) FROM bills")
+    assert found == {"beside": 2, "ctx.tx": 1}
