@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 
 from synckit_streams.errors import ConfigError, Invalid, StoreClosed
@@ -47,6 +48,7 @@ from synckit_streams.runtime.settings import (
 )
 from synckit_streams.runtime.switch import Want, turn_switch
 from synckit_streams.runtime.syncing import OnResult, Syncing
+from synckit_streams.runtime.together import NodeTransaction, together
 from synckit_streams.runtime.trial import Failing
 from synckit_streams.sync.conflict import ConflictResolver, Resolution, conflict_of, resolve
 from synckit_streams.sync.replica import checksum
@@ -239,6 +241,19 @@ class SyncNode:
         with self._driver.operation("append") as traceparent:
             result = await self._driver.write(drafts, traceparent=traceparent)
         return list(result.appended)
+
+    def transaction(self) -> AbstractAsyncContextManager[NodeTransaction]:
+        """Change tables of your own and write events, all or nothing: `async with node.transaction() as tx`.
+
+        Whoever else wants to write into a SQLite file waits until the block ends, so it should be short. What the block
+        raises undoes everything.
+
+        Raises:
+            IdReused, CauseUnknown: about the drafts, when the block ends; nothing of it was written.
+            StoreError: nothing was written; after a connection was lost in the commit, nobody knows.
+        """
+        self._check_open()
+        return together(self._driver, self._check_draft)
 
     def _check_draft(self, draft: Draft) -> None:
         if not isinstance(draft, Draft):

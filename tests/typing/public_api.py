@@ -204,6 +204,13 @@ async def write(node: SyncNode) -> Stored:
     many = assert_type(
         await node.append_many([draft, Draft("orders", "order.placed", "o-2", b'{"total": 1}')]), list[Stored]
     )
+    async with node.transaction() as tx:
+        assert_type(await tx.execute("SELECT 1"), list[tuple[Any, ...]])
+        await tx.execute("CREATE TABLE IF NOT EXISTS tills (name TEXT)")
+        await tx.execute_many("INSERT INTO tills VALUES (?)", [("till-1",)])
+        await tx.append(draft)
+        await tx.append_many([draft])
+    assert_type(tx.appended, Sequence[Stored])
     return many[0]
 
 
