@@ -100,9 +100,16 @@ class InHand:
             if descriptor >= 0:
                 path.unlink(missing_ok=True)
                 os.close(descriptor)
+                with suppress(OSError):  # others have theirs in it
+                    self._folder.rmdir()
 
     def _make(self) -> tuple[Path, int]:
-        self._folder.mkdir(mode=0o700, exist_ok=True)
+        while True:
+            self._folder.mkdir(mode=0o700, exist_ok=True)
+            with suppress(FileNotFoundError):  # somebody who was the last one has taken the folder away just now
+                return self._make_file()
+
+    def _make_file(self) -> tuple[Path, int]:
         if self._folder.stat().st_uid != os.getuid():
             raise PermissionError(f"{self._folder} belongs to somebody else")
         path = self._folder / f"{self._prefix}-{os.getpid()}-{time.monotonic_ns()}"

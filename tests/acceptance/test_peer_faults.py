@@ -332,7 +332,7 @@ async def test_fault_15_a_projection_moves_on_in_a_second_step(
     assert [error.code for error in result.errors if hasattr(error, "code")] == ["SK501"]
     assert len(await ids(node, topic)) == 15
     assert await _total(node, "good") == sum(range(15))
-    assert await _total(node, "bad") == sum(range(5))
+    assert await _total(node, "bad") == sum(range(7))  # it stands just before the poison, and has all that precedes it
     bad.poison = None
     assert (await node.sync()).errors == ()
     assert await _total(node, "bad") == sum(range(15))
