@@ -223,6 +223,7 @@ class Projector:
         events_max, until = SPAN_EVENTS, loop.time() + span.lasts_s
         if is_streamed(projection):
             events_max, until = self._batches[projection.name], math.inf
+        topics, types = frozenset(projection.topics), frozenset(projection.types)
         while span.more:
             limit = min(page_size.events, events_max - span.read)
             page = await store.log(after=span.offset, limit=trial.limit(limit))
@@ -230,11 +231,11 @@ class Projector:
                 break
             page_size.learn([each.event for each in page])
             page, ours = await trial.cut(tx, page)
-            if projection.topics:
-                ours = [each for each in ours if each.event.topic in projection.topics]
+            if topics:
+                ours = [each for each in ours if each.event.topic in topics]
             wanted = [each for each in ours if not each.twin]
-            if projection.types:
-                wanted = [each for each in wanted if each.event.type in projection.types]
+            if types:
+                wanted = [each for each in wanted if each.event.type in types]
             trial.begin(ours, page[-1].offset)
             changes = await self._changes(store, tx, projection, wanted, ours) if projection.resolved else ()
             span.advance(page, wanted)

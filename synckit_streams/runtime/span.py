@@ -44,7 +44,7 @@ class Span:
         self.pages += 1
         self.read += len(page)
         self.wanted += len(wanted)
-        traces = traces_of(each.event for each in wanted)
+        traces = traces_of([each.event for each in wanted])
         self.traces += len(traces)
         self.traceparents += traces[: TRACES_MAX - len(self.traceparents)]
 
