@@ -64,7 +64,7 @@ class Retry(msgspec.Struct, frozen=True):
 
 
 class Breaker(msgspec.Struct, frozen=True):
-    """When a handler's dependency counts as down: then its group pauses, and no attempts are burnt.
+    """When a handler's dependency counts as down: then this handler pauses, and no attempts are burnt.
 
     Args:
         errors: Exceptions that say so. They are an event's own fault as long as other events succeed.

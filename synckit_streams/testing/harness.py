@@ -132,7 +132,8 @@ class TestApp:
         ]  # fmt: skip
 
     def crash_after_commit(self) -> None:
-        """The process dies just after the next commit of a handler: nobody is told, and the app starts again."""
+        """The process dies just after the next commit of a handler or a projection: nobody is told, and the app starts
+        again."""
         self._crash = "handler"
 
     def crash_before_ack(self) -> None:
@@ -140,7 +141,7 @@ class TestApp:
         self._crash = "arrival"
 
     def crash_before_commit(self) -> None:
-        """The process dies just before the next commit of a handler: everything that it did is undone."""
+        """The process dies just before the next commit of a handler or a projection: all that it did is undone."""
         self._crash = "handler undone"
 
     # --- how ---------------------------------------------------------------------------------------------------------
