@@ -38,6 +38,8 @@ SETTLE_S = 10.0
 SETTLE_AGAIN_S = 0.05
 MEMBERS_TOGETHER = 100_000
 """So many arguments has a command; the server takes a million. Even, since some come in pairs."""
+SIZE_SAMPLES = 1_000
+"""So many rows are looked at to say how large a store is; the server's own five say anything."""
 TRIES_MAX = 3
 """How often a commit is sent that turned out not to have arrived."""
 
@@ -285,7 +287,12 @@ class RedisMedium:
     def size_bytes(self) -> int:
         """Of the server's memory, by a sample of the rows."""
         names = [self._target.key(part) for part in ("", "order", "head")]
-        return sum(self._ask(lambda link, name=name: link.ask("MEMORY", "USAGE", name)) or 0 for name in names)  # type: ignore[misc]
+
+        def usage(name: str) -> int:
+            used: int | None = self._ask(lambda link: link.ask("MEMORY", "USAGE", name, "SAMPLES", str(SIZE_SAMPLES)))
+            return used or 0
+
+        return sum(map(usage, names))
 
     def _pairs(self, found: Sequence[bytes], values: Sequence[bytes | None]) -> list[Pair]:
         if found and found[0][:1] == keys.OF_AGGREGATE:
