@@ -86,7 +86,7 @@ async def test_a_receiver_that_takes_and_does_not_answer(tmp_path: Path) -> None
     """It gets the same batch again, and can know that by its key and by the events' ids."""
     write_lines(tmp_path / "orders.jsonl", [order(n) for n in range(10)])
     async with receiving() as receiver:
-        pipeline = from_file(sink={"kind": "http", "url": receiver.url, "timeout_seconds": 0.3})
+        pipeline = from_file(sink={"kind": "http", "url": receiver.url, "timeout_seconds": 2})
         receiver.hangs = 2
         async with moving(declare(tmp_path, pipeline)) as runner:
             await until(lambda: runner.standings()[0].moved == 10)
